@@ -1,0 +1,1 @@
+"""PyTorch to ONNX: networks, training, exporter and its proof. Needs the extra ``export``."""

@@ -1,0 +1,29 @@
+"""Record bytes to steps. ``base.py`` is the interface; ``make_codec`` turns a contract's codec into one."""
+
+from __future__ import annotations
+
+from pipeline.codecs.base import Codec, Steps
+from pipeline.codecs.tensor import TensorCodec
+from pipeline.codecs.text import TextCodec
+from pipeline.contract import Contract
+from pipeline.errors import ContractError
+
+__all__ = ["CODECS", "Codec", "Steps", "make_codec"]
+
+CODECS: dict[str, type[TensorCodec] | type[TextCodec]] = {"tensor": TensorCodec, "text": TextCodec}
+
+
+def make_codec(contract: Contract) -> Codec:
+    """Raises ContractError for an unknown kind, a setting that is wrong, or a memory size that differs."""
+    kind = CODECS.get(contract.codec.kind)
+    if kind is None:
+        raise ContractError(
+            f"contract of {contract.label}: unknown codec {contract.codec.kind!r}; this Eddy has {', '.join(CODECS)}"
+        )
+    codec = kind(contract)
+    if codec.memory_bytes != contract.codec.memory_bytes:
+        raise ContractError(
+            f"contract of {contract.label}: codec {contract.codec.kind} keeps {codec.memory_bytes} bytes of a stream,"
+            f" the contract says {contract.codec.memory_bytes}"
+        )
+    return codec

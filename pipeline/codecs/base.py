@@ -1,0 +1,41 @@
+"""What a codec is: record bytes in, steps out, as columns.
+
+A codec keeps what it must remember of a stream (half a character, twenty bytes of PCM) only in the stream's row:
+``memory``, ``uint8 [slots, memory_bytes]``, of the size the contract declares. All zero is a new stream. So a stream can be
+snapshotted after any record and go on elsewhere, and cutting its bytes differently gives the same steps.
+
+A codec is called on the event loop, in the order of the records, once a poll; it has no other state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from pipeline.columns import U8, AnyArray, I64
+from pipeline.errors import RecordError
+
+
+@dataclass(slots=True)
+class Steps:
+    """What the records of a poll decode to; record ``i`` has ``counts[i]`` steps, stored record after record."""
+
+    values: tuple[AnyArray, ...]
+    """One array per step input of the contract, ``[n_steps, *shape]``."""
+    counts: I64
+    """int64 ``[n]``; 0 for a record that completes no step, and for one that failed."""
+    failed: dict[int, RecordError] = field(default_factory=dict)
+    """Records that cannot be decoded, by index: dead letters, which is a choice (X7). A failed record leaves no steps."""
+
+
+class Codec(ABC):
+    """See the module."""
+
+    memory_bytes: int = 0
+
+    @abstractmethod
+    def decode(self, values: list[bytes], slots: I64, memory: U8) -> Steps:
+        """``values[i]`` belongs to the stream in ``slots[i]``; rows ``memory[slots]`` are read and changed in place.
+
+        A stream may have several records in one call: they are decoded in order. Never raises for bad bytes.
+        """

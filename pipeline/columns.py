@@ -1,0 +1,206 @@
+"""The arrays that flow from room to room.
+
+A *segment* is one partition's stretch of a poll, as it was fetched. A *poll* holds the steps of many segments side
+by side. A *rectangle* is one call of the engine. A *part* is what one partition gives to a commit. Columns are
+parallel: index ``i`` of every column speaks of the same record (or step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+I64: TypeAlias = NDArray[np.int64]
+U8: TypeAlias = NDArray[np.uint8]
+Bools: TypeAlias = NDArray[np.bool_]
+AnyArray: TypeAlias = NDArray[Any]
+Headers: TypeAlias = Sequence[tuple[str, bytes]]
+Values: TypeAlias = "U8 | list[bytes | None]"
+"""Record values: a matrix ``uint8 [n, V]`` where all are equally long, else a list (None is a null value)."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """One partition's stretch of a poll, as fetched: ``n`` records, maybe none.
+
+    ``next_offset`` is where the next fetch begins: offsets between the last record and it hold no record for us
+    (control batches, aborted or compacted away) and count as done. ``headers`` is None when no record has any.
+    """
+
+    partition: int
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    offsets: I64
+    """int64 ``[n]``, ascending, not necessarily dense."""
+    timestamps: I64
+    """int64 ``[n]``, milliseconds since the epoch."""
+    next_offset: int
+    headers: list[Headers] | None = None
+    value_bytes: int = 0
+    """Sum of the values' lengths, bytes: what the queue's bound counts."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def cut(self, i: int) -> tuple[Segment, Segment]:
+        """The first ``i`` records and the rest; the first part ends where the rest begins."""
+        if i >= len(self.keys):
+            empty = Segment(self.partition, [], [], self.offsets[:0], self.timestamps[:0], self.next_offset)
+            return self, empty
+        head_bytes = sum(len(v) for v in self.values[:i] if v is not None)
+        headers = self.headers
+        first = Segment(
+            self.partition,
+            self.keys[:i],
+            self.values[:i],
+            self.offsets[:i],
+            self.timestamps[:i],
+            int(self.offsets[i]),
+            headers[:i] if headers is not None else None,
+            head_bytes,
+        )
+        rest = Segment(
+            self.partition,
+            self.keys[i:],
+            self.values[i:],
+            self.offsets[i:],
+            self.timestamps[i:],
+            self.next_offset,
+            headers[i:] if headers is not None else None,
+            self.value_bytes - head_bytes,
+        )
+        return first, rest
+
+
+@dataclass(slots=True)
+class Records:
+    """Records to be written to one partition of one topic, as columns; ``n`` of them, maybe none.
+
+    Headers come in three kinds, joined per record in this order: ``constant`` (the same for all), ``columns`` (one
+    name, a fixed-width ``uint8 [n, W]`` value that differs by record) and ``extra`` (anything, per record; None when
+    no record has any).
+    """
+
+    keys: list[bytes]
+    values: Values
+    timestamps: I64
+    constant: tuple[tuple[str, bytes], ...] = ()
+    columns: tuple[tuple[str, U8], ...] = ()
+    extra: list[Headers] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def value_bytes(self) -> int:
+        """Sum of the values' lengths, bytes."""
+        if isinstance(self.values, np.ndarray):
+            return int(self.values.size)
+        return sum(len(v) for v in self.values if v is not None)
+
+    @staticmethod
+    def none() -> Records:
+        return Records([], [], np.empty(0, np.int64))
+
+    @staticmethod
+    def join(parts: Sequence[Records]) -> Records:
+        """One after the other. All must have the same constant and column headers."""
+        parts = [p for p in parts if len(p)]
+        if not parts:
+            return Records.none()
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        keys = [k for p in parts for k in p.keys]
+        matrices = [p.values for p in parts if isinstance(p.values, np.ndarray)]
+        values: Values
+        if len(matrices) == len(parts) and len({m.shape[1] for m in matrices}) == 1:
+            values = np.concatenate(matrices)
+        else:
+            values = [v for p in parts for v in as_list(p.values)]
+        extra: list[Headers] | None = None
+        if any(p.extra is not None for p in parts):
+            extra = [h for p in parts for h in (p.extra if p.extra is not None else [()] * len(p))]
+        columns = tuple(
+            (name, np.concatenate([p.columns[i][1] for p in parts])) for i, (name, _) in enumerate(first.columns)
+        )
+        timestamps = np.concatenate([p.timestamps for p in parts])
+        return Records(keys, values, timestamps, first.constant, columns, extra)
+
+
+def as_list(values: Values) -> list[bytes | None]:
+    """Values as bytes objects; for the few places that need one per record."""
+    if not isinstance(values, np.ndarray):
+        return values
+    blob, width = values.tobytes(), values.shape[1]
+    return [blob[i : i + width] for i in range(0, len(blob), width)] if width else [b""] * len(values)
+
+
+def source_column(partition: int, offsets: I64) -> U8:
+    """The ``eddy-source`` header's values, ``uint8 [n, 12]``: int32 partition, int64 offset, big-endian."""
+    out = np.empty((len(offsets), 12), np.uint8)
+    out[:, :4] = np.frombuffer(int(partition).to_bytes(4, "big"), np.uint8)
+    out[:, 4:] = offsets.astype(">i8").view(np.uint8).reshape(-1, 8)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """One call of the engine: ``T`` steps of each of ``B`` streams; no padding, no lengths."""
+
+    slots: I64
+    """int64 ``[B]``, ascending, distinct."""
+    positions: I64
+    """int64 ``[T, B]``: which steps of the poll; along T a stream's own order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Consumer group generation and member id, as they were when the partitions were assigned (X1).
+
+    Raises ValueError on generation -1 or an empty member id: those pass the broker unchecked.
+    """
+
+    group: str
+    generation: int
+    member_id: str
+    instance_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.generation < 0 or not self.member_id:
+            raise ValueError(f"not a membership: generation {self.generation}, member {self.member_id!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one partition gives to a commit, frozen (X2). It is sent as it is, or not at all."""
+
+    partition: int
+    tag: bytes
+    committed: int
+    """C: every input offset below it is done once this part is visible."""
+    metadata: str
+    """What goes beside the offset: version, tag, C, R, D, digest (base64)."""
+    outputs: Records = field(default_factory=Records.none)
+    dead_letters: Records = field(default_factory=Records.none)
+    snapshots: Records = field(default_factory=Records.none)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A partition's committed offset and the metadata beside it, as the group holds them."""
+
+    offset: int
+    metadata: str
+
+
+@dataclass(slots=True)
+class Changelog:
+    """A stretch of a changelog partition, as read: ``n`` records."""
+
+    keys: list[bytes]
+    values: list[bytes | None]

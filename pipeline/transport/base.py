@@ -1,0 +1,105 @@
+"""What a transport is: a group member that reads in columns, and one transactional writer (a lane).
+
+The worker holds one transport. Everything with a partition number speaks of the input topic; output, dead letters and
+changelog have the same number of partitions, and what belongs to input partition ``p`` is written to their partition ``p``.
+All methods are called on one event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.columns import Changelog, Committed, Membership, Part, Segment
+
+
+class AssignmentListener(Protocol):
+    """Told of rebalances; eager: everything is revoked, then the new assignment is given whole."""
+
+    async def on_revoked(self, partitions: Collection[int]) -> None:
+        """Partitions are about to be given up. Heartbeats stand still until this returns: be quick (< 2 s)."""
+
+    def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
+        """These partitions, all paused, are this member's under ``membership`` (X1: keep the two together)."""
+
+    def on_lost(self, reason: Exception) -> None:
+        """The transport can go on no longer (fenced for good, or its loop failed); the worker must end."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRange:
+    """First offset that exists and the one after the last, of an input partition."""
+
+    start: int
+    end: int
+
+
+class Transport(Protocol):
+    """See the module. A fresh object is not connected; ``start`` once, ``stop`` once.
+
+    Time limits are the transport's own (``request_timeout_ms``): no method hangs for ever.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the closing line of the demo calls it: ``kafka`` or ``memory``."""
+
+    @property
+    def partitions(self) -> int:
+        """Number of partitions of the input topic; known after ``start``."""
+
+    async def start(self, listener: AssignmentListener) -> None:
+        """Connects, checks the topics, makes changelog and dead letters, settles the writer, joins the group.
+
+        Raises TopicError (input or output missing, output with another number of partitions), Unreachable.
+        """
+
+    async def fetch(self, timeout_s: float) -> list[Segment]:
+        """Everything fetched since the last call, of all partitions that are not paused; waits for the first.
+
+        Returns [] after ``timeout_s`` seconds. A segment holds only records at or after the partition's position
+        (``seek``), in order, read committed, of the present assignment; what an older assignment had fetched is
+        discarded. At most one segment a partition. A stretch without records for us gives a segment of length 0
+        whose ``next_offset`` moved.
+        """
+
+    def pause(self, partitions: Collection[int]) -> None: ...
+
+    def resume(self, partitions: Collection[int]) -> None: ...
+
+    def seek(self, partition: int, offset: int) -> None:
+        """The next fetch of ``partition`` begins at ``offset``."""
+
+    async def stable_offsets(self, membership: Membership, partitions: Collection[int]) -> dict[int, Committed | None]:
+        """Committed offsets (OffsetFetch v7, require_stable) at the group's coordinator; waits while a transaction
+        holds pending ones. None: the group has no offset of the partition. Raises CommitError past the time limit."""
+
+    async def log_ranges(self, partitions: Collection[int]) -> dict[int, LogRange]: ...
+
+    async def starting_offset(self, partition: int) -> int:
+        """Where a group without an offset begins, by ``auto_offset_reset``."""
+
+    def changelog(self, partition: int) -> AsyncIterator[Changelog]:
+        """The changelog partition from its start, read committed, until the position has passed the high watermark
+        (asked read uncommitted when the iteration begins). Call it only after ``stable_offsets`` answered (X8)."""
+
+    async def settle(self) -> None:
+        """Makes the writer usable again after any failure: InitProducerId until no CONCURRENT_TRANSACTIONS (X11).
+        An open transaction of this lane is decided when it returns."""
+
+    async def commit(self, membership: Membership, parts: Sequence[Part]) -> None:
+        """One transaction: all records, all offsets with metadata, under ``membership`` (X1, X3).
+
+        Returns when EndTxn(commit) has succeeded. Raises GroupRefused (aborted and answered, the writer stays good),
+        PartRefused or OutcomeUnknown (call ``settle`` before anything else). Parts may hold no records at all.
+        """
+
+    def lag(self, partitions: Collection[int]) -> dict[int, int]:
+        """Records between the position and the log's end, as last heard; no request. -1 where unknown."""
+
+    async def leave(self) -> None:
+        """Leaves the group so that others need not wait for a session time-out; the writer stays."""
+
+    async def stop(self) -> None:
+        """Closes every connection; bounded, never raises for a broker that is away."""
