@@ -1,7 +1,8 @@
 """What is counted, by batch and never by record: prometheus-client collectors, filled at a few moments of the road.
 
 ``services/`` exposes ``Metrics.registry``. Names begin with ``eddy_``, units are base units, labels are model and
-version, and partition where partitions differ; never a stream. All methods may be called while another thread reads the registry.
+version, and partition where partitions differ; never a stream. All methods may be called while another thread reads
+the registry.
 """
 
 from __future__ import annotations
