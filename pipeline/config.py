@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -99,9 +99,12 @@ class Config:
                 raise ConfigError(f"{name} is not set: give --{flag}, EDDY_{name.upper()} or {name}: in the file")
 
 
+Schema = TypeVar("Schema", bound=Config)
+
+
 def load(
-    cls: type[Config], flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
-) -> Config:
+    cls: type[Schema], flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
+) -> Schema:
     """Flags (None: not given) over environment over file. ``cls`` may extend Config.
 
     Raises ConfigError naming source, key and value for an unknown key or a value that is not of the field's type.
