@@ -42,6 +42,8 @@ class Segment:
     headers: list[Headers] | None = None
     value_bytes: int = 0
     """Sum of the values' lengths, bytes: what the queue's bound counts."""
+    fetched_s: float = 0.0
+    """When it was fetched, seconds of the event loop's clock."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,6 +64,7 @@ class Segment:
             int(self.offsets[i]),
             headers[:i] if headers is not None else None,
             head_bytes,
+            self.fetched_s,
         )
         rest = Segment(
             self.partition,
@@ -72,6 +75,7 @@ class Segment:
             self.next_offset,
             headers[i:] if headers is not None else None,
             self.value_bytes - head_bytes,
+            self.fetched_s,
         )
         return first, rest
 
@@ -85,7 +89,8 @@ class Records:
     no record has any).
     """
 
-    keys: list[bytes]
+    keys: Sequence[bytes | None]
+    """None only where the record has none (a dead letter)."""
     values: Values
     timestamps: I64
     constant: tuple[tuple[str, bytes], ...] = ()

@@ -51,7 +51,8 @@ class Config:
     providers: list[str] = setting(["CPUExecutionProvider"], "execution providers, most wanted first")
     provider_options: dict[str, dict[str, str]] = setting({}, "options by provider (YAML only)")
     provider_policy: str = setting(
-        "require", "a missing provider, or one that does not take the nodes: an error, or a loud fall-back",
+        "require",
+        "a missing provider, or one that does not take the nodes: an error, or a loud fall-back",
         choices=("require", "prefer"),
     )
 
@@ -65,9 +66,7 @@ class Config:
     session_timeout_ms: int = setting(6_000, "after this without heartbeats a worker is out of the group", low=1000)
     heartbeat_interval_ms: int = setting(1_000, "between two heartbeats", low=100)
     replication_factor: int = setting(-1, "of topics that Eddy makes; -1 is the broker's default")
-    compression: str = setting(
-        "none", "of output records", choices=("none", "gzip", "snappy", "lz4", "zstd")
-    )
+    compression: str = setting("none", "of output records", choices=("none", "gzip", "snappy", "lz4", "zstd"))
     header_model: bool = setting(True, "write the header eddy-model")
     header_source: bool = setting(True, "write the header eddy-source")
     drain_timeout_s: float = setting(20.0, "SIGTERM: in-flight work has this long to be committed, seconds", low=0)
@@ -102,9 +101,7 @@ class Config:
 Schema = TypeVar("Schema", bound=Config)
 
 
-def load(
-    cls: type[Schema], flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None
-) -> Schema:
+def load(cls: type[Schema], flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> Schema:
     """Flags (None: not given) over environment over file. ``cls`` may extend Config.
 
     Raises ConfigError naming source, key and value for an unknown key or a value that is not of the field's type.

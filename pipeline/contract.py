@@ -154,9 +154,7 @@ class Contract:
     def digest(self) -> bytes:
         """Eight bytes that change when a snapshot of one model cannot be read by another: the state schema."""
         schema = {
-            "states": [
-                [s.input, s.dtype, list(s.shape), s.batch_axis] for s in self.states
-            ],
+            "states": [[s.input, s.dtype, list(s.shape), s.batch_axis] for s in self.states],
             "codec": [self.codec.kind, self.codec.memory_bytes],
             "head": [self.head.kind, self.head.memory_bytes],
         }
@@ -338,9 +336,7 @@ def _read(raw: dict[str, Any], where: str) -> Contract:
             Output(take(i, "name", str, p), take(i, "dtype", str, p), shape(i, p)) for i, p in each("outputs")
         ),
         constants=tuple(
-            Constant(
-                take(i, "name", str, p), take(i, "dtype", str, p), shape(i, p), tuple(take(i, "value", list, p))
-            )
+            Constant(take(i, "name", str, p), take(i, "dtype", str, p), shape(i, p), tuple(take(i, "value", list, p)))
             for i, p in each("constants")
         ),
         codec=CodecSpec(
@@ -397,8 +393,7 @@ def read_contract(model: onnx.ModelProto, where: str) -> Contract:
             check_graph(contract, model, where)
             return contract
     raise ContractError(
-        f"{where}: no contract in the model's metadata ({METADATA_KEY});"
-        " write one with `eddy export` (from PyTorch)"
+        f"{where}: no contract in the model's metadata ({METADATA_KEY}); write one with `eddy export` (from PyTorch)"
     )
 
 

@@ -32,6 +32,8 @@ class Codec(ABC):
     """See the module."""
 
     memory_bytes: int = 0
+    step_bytes: int = 1
+    """About how many bytes of a record make a step: what a poll's bound in steps goes by."""
 
     @abstractmethod
     def decode(self, values: list[bytes], slots: I64, memory: U8) -> Steps:

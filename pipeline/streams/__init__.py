@@ -1,0 +1,1 @@
+"""Stream -> slot, and the stream's row as a snapshot."""

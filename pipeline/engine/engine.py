@@ -1,0 +1,232 @@
+"""The engine: binds a poll's calls on the event loop, runs them on its threads.
+
+A thread only runs what is bound, puts the outputs that are wanted into the poll's columns, and copies the rows to snapshot
+after the last call of its slots. Slot modulo threads picks the thread: one slot never runs on two (S1).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from pipeline.columns import I64, U8, AnyArray, Rectangle
+from pipeline.contract import Contract
+from pipeline.engine import graph
+from pipeline.engine.arena import Arena
+from pipeline.engine.providers import device_of, open_session
+
+INLINE_S = 0.001
+"""A poll that should take less, with nothing in flight, runs on the event loop: a hand-over costs as much."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One rectangle, bound. ``outputs`` as the graph lays them out; ``keeps`` holds what the binding points into."""
+
+    binding: Any
+    positions: I64
+    outputs: list[AnyArray]
+    keeps: tuple[AnyArray, ...]
+
+
+@dataclass(slots=True)
+class Job:
+    """One thread's share of a run."""
+
+    calls: list[Call]
+    snapshot: I64
+    """Which of the run's slots to snapshot are this thread's: indices."""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Run:
+    """The calls of one poll. Filled when ``done`` is called; ``error`` is the first that a call raised."""
+
+    jobs: list[Job]
+    outputs: tuple[AnyArray, ...]
+    """What the head reads, ``[n_kept, *shape]`` each."""
+    kept: I64 | None
+    """Step -> its place in ``outputs``, -1 for a step whose outputs nobody reads; None: the step itself."""
+    snapshot_slots: I64
+    rows: U8
+    """``uint8 [len(snapshot_slots), row_bytes]``: the rows as they were after the last call."""
+    steps: int
+    batch_sizes: I64
+    left: int = 0
+    error: BaseException | None = None
+    seconds: float = 0.0
+    queued: float = field(default_factory=time.perf_counter)
+
+
+class Engine:
+    """See the module. Raises ModelError, ProviderError."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        contract: Contract,
+        reads: Sequence[str],
+        *,
+        slots: int,
+        threads: int = 1,
+        intra_op_threads: int = 1,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        provider_options: dict[str, dict[str, str]] | None = None,
+        provider_policy: str = "require",
+    ) -> None:
+        self._contract = contract
+        wrapped = graph.wrap(model, contract, reads)
+        self._session: ort.InferenceSession = open_session(
+            wrapped, providers, provider_options or {}, provider_policy, intra_op_threads
+        )
+        self.providers: list[str] = self._session.get_providers()
+        device = device_of(self._session)
+        self.arena = Arena(contract, slots, device, None if device == "cpu" else self.providers)
+        self._reads = [contract.output(name) for name in reads]
+        self._loop: Callable[[Callable[[], None]], None] = lambda f: f()
+        self._queues: list[queue.SimpleQueue[tuple[Run, Job, Callable[[Run], None]] | None]] = [
+            queue.SimpleQueue() for _ in range(threads)
+        ]
+        self._threads: list[threading.Thread] = []
+        self.in_flight = 0
+        """Runs handed over and not yet done."""
+        self._step_s = 1e-5
+        """Running mean, seconds a step."""
+
+    @property
+    def threads(self) -> int:
+        return len(self._queues)
+
+    def start(self, call_soon: Callable[[Callable[[], None]], None]) -> None:
+        """``call_soon`` runs a function on the event loop (``loop.call_soon_threadsafe``)."""
+        self._loop = call_soon
+        for i, tasks in enumerate(self._queues):
+            thread = threading.Thread(target=self._work, args=(tasks,), name=f"engine-{i}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Ends the threads once what is queued has run."""
+        for tasks in self._queues:
+            tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def prepare(
+        self,
+        plan: Sequence[Sequence[Rectangle]],
+        values: Sequence[AnyArray],
+        steps: int,
+        fresh: np.ndarray[Any, np.dtype[np.bool_]],
+        kept: I64 | None,
+        n_kept: int,
+        snapshot_slots: I64,
+    ) -> Run:
+        """Binds. ``values``: one array per step input, ``[steps, *shape]``; ``fresh``: bool by slot, cleared for what is
+        bound here; ``kept``, ``n_kept``: see Run. ``plan`` has one list of rectangles per thread."""
+        outputs = tuple(np.empty((n_kept, *o.shape), o.dtype) for o in self._reads)
+        threads = len(plan)
+        jobs = []
+        for thread, rectangles in enumerate(plan):
+            mine = np.flatnonzero(snapshot_slots % threads == thread) if threads > 1 else np.arange(len(snapshot_slots))
+            jobs.append(Job([self._bind(r, values, fresh) for r in rectangles], mine))
+        rows = np.empty((len(snapshot_slots), self.arena.row_bytes), np.uint8)
+        sizes = np.array([r.positions.shape[1] for rectangles in plan for r in rectangles], np.int64)
+        return Run(jobs, outputs, kept, snapshot_slots, rows, steps, sizes)
+
+    def _bind(
+        self, rectangle: Rectangle, values: Sequence[AnyArray], fresh: np.ndarray[Any, np.dtype[np.bool_]]
+    ) -> Call:
+        contract, positions, slots = self._contract, rectangle.positions, rectangle.slots
+        if contract.time_axis is None:
+            at = positions[0]
+        else:
+            at = positions if contract.time_axis == 0 else np.ascontiguousarray(positions.T)
+        binding = self._session.io_binding()
+        keeps: list[AnyArray] = []
+        for spec, column in zip(contract.steps, values):
+            x = column[at]
+            binding.bind_cpu_input(spec.name, x)
+            keeps.append(x)
+        if contract.states:
+            new = fresh[slots]
+            fresh[slots] = False
+            binding.bind_cpu_input(graph.SLOTS, slots)
+            binding.bind_cpu_input(graph.FRESH, new)
+            keeps += [slots, new]
+            self.arena.bind(binding)
+        outputs = []
+        for spec in self._reads:
+            y = np.empty((*at.shape, *spec.shape), spec.dtype)
+            binding.bind_output(spec.name, "cpu", 0, y.dtype, y.shape, y.ctypes.data)
+            outputs.append(y)
+        return Call(binding, at, outputs, tuple(keeps))
+
+    def submit(self, run: Run, done: Callable[[Run], None]) -> None:
+        """Runs it on the threads, or at once where that is cheaper; ``done`` is called on the event loop."""
+        run.left = len(run.jobs)
+        run.queued = time.perf_counter()
+        if self.in_flight == 0 and run.steps * self._step_s < INLINE_S:
+            self.in_flight += 1
+            for job in run.jobs:
+                self._run(run, job)
+            self._finish(run, done, len(run.jobs))
+            return
+        self.in_flight += 1
+        for tasks, job in zip(self._queues, run.jobs):
+            tasks.put((run, job, done))
+
+    def _finish(self, run: Run, done: Callable[[Run], None], jobs: int = 1) -> None:
+        run.left -= jobs
+        if run.left:
+            return
+        self.in_flight -= 1
+        run.seconds = max((job.seconds for job in run.jobs), default=0.0)
+        if run.steps and run.error is None:
+            self._step_s += 0.05 * (sum(job.seconds for job in run.jobs) / run.steps - self._step_s)
+        done(run)
+
+    def _work(self, tasks: queue.SimpleQueue[tuple[Run, Job, Callable[[Run], None]] | None]) -> None:
+        while (task := tasks.get()) is not None:
+            run, job, done = task
+            self._run(run, job)
+            self._loop(lambda run=run, done=done: self._finish(run, done))  # type: ignore[misc]
+
+    def _run(self, run: Run, job: Job) -> None:
+        """Runs one thread's calls in order. After an error nothing of the run is run on: its rows are torn."""
+        began = time.perf_counter()
+        try:
+            for i, call in enumerate(job.calls):
+                if run.error is not None:
+                    return
+                self._session.run_with_iobinding(call.binding)
+                self._collect(run, call)
+                job.calls[i] = None  # type: ignore[call-overload]  # its buffers are free as soon as they are read
+            if len(job.snapshot):
+                run.rows[job.snapshot] = self.arena.read(run.snapshot_slots[job.snapshot])
+        except Exception as error:  # onnxruntime raises a class per status, with no common base
+            run.error = error
+        finally:
+            job.seconds = time.perf_counter() - began
+
+    @staticmethod
+    def _collect(run: Run, call: Call) -> None:
+        if run.kept is None:
+            for whole, y in zip(run.outputs, call.outputs):
+                whole[call.positions] = y
+            return
+        places = run.kept[call.positions]
+        wanted = places >= 0
+        if wanted.any():
+            for whole, y in zip(run.outputs, call.outputs):
+                whole[places[wanted]] = y[wanted]

@@ -1,0 +1,241 @@
+"""Which partitions are this worker's, and how far each has come: assigned -> takeover -> running, or stopped by name.
+
+The group's callbacks end here. The plain form of X4: after every assignment, and after every failure of its own, a
+partition's memory is dropped and the partition is taken over again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from pipeline import takeover
+from pipeline.columns import I64, Membership
+from pipeline.commit import Lane
+from pipeline.engine import Arena
+from pipeline.errors import CommitError, SlotsExhausted, TakeoverError
+from pipeline.metrics import Metrics
+from pipeline.partition import Memory
+from pipeline.streams.slots import Slots
+from pipeline.transport.base import Transport
+
+log = logging.getLogger(__name__)
+
+CHECK_TRIES = 2
+"""A check of X10 that fails after a second takeover stops the partition."""
+RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Between two takeovers while the broker does not answer; the last repeats."""
+REVOKE_S = 1.5
+"""How long a revocation waits for the running transaction; heartbeats stand still meanwhile."""
+
+
+class Phase(enum.Enum):
+    TAKEOVER = "takeover"
+    RUNNING = "running"
+    REFUSED = "refused"
+    """The group refused our membership: only the next assignment can tell whose it is."""
+    STOPPED = "stopped"
+    """By name, for a reason that a human must look at."""
+
+
+@dataclass(slots=True)
+class Owned:
+    """One assigned partition."""
+
+    partition: int
+    membership: Membership
+    phase: Phase = Phase.TAKEOVER
+    memory: Memory | None = None
+    task: asyncio.Task[None] | None = None
+    failures: int = 0
+    """Runs that failed since something of it was committed."""
+    reason: str = ""
+
+
+class Ownership:
+    """See the module. ``running`` is called with a partition's new memory and its live streams' slots."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        lane: Lane,
+        slots: Slots,
+        arena: Arena,
+        digest: bytes,
+        metrics: Metrics,
+        running: Callable[[Memory, I64], None],
+    ) -> None:
+        self._transport, self._lane, self._slots, self._arena = transport, lane, slots, arena
+        self._digest, self._metrics, self._running = digest, metrics, running
+        self._row_bytes = arena.row_bytes + slots.codec.shape[1] + slots.head.shape[1]
+        self._owned: dict[int, Owned] = {}
+        self._closing: list[Memory] = []
+        self._returned = asyncio.Event()
+        self.member = False
+        """In the group, with an assignment that stands."""
+        self.draining = False
+
+    # ---- how things stand
+
+    @property
+    def owned(self) -> Collection[Owned]:
+        return self._owned.values()
+
+    def memories(self) -> list[Memory]:
+        """Of running partitions."""
+        return [o.memory for o in self._owned.values() if o.memory is not None]
+
+    def memory(self, partition: int) -> Memory | None:
+        owned = self._owned.get(partition)
+        return owned.memory if owned is not None else None
+
+    @property
+    def ready(self) -> bool:
+        """Member of the group, and every partition it owns, maybe none, is running."""
+        return self.member and all(o.phase is Phase.RUNNING for o in self._owned.values())
+
+    # ---- the group's callbacks
+
+    async def revoked(self) -> None:
+        """No new transaction starts; the running one gets a moment, so that what it holds need not be done again."""
+        self.member = False
+        try:
+            async with asyncio.timeout(REVOKE_S):
+                await self._lane.quiet()
+        except TimeoutError:
+            log.warning("the running transaction did not end in %g s; the group decides what becomes of it", REVOKE_S)
+
+    def assigned(self, membership: Membership, partitions: Collection[int]) -> None:
+        """Kept or new, every partition is taken over (X4, plain). Returns at once: no heartbeat runs inside it."""
+        for owned in self._owned.values():
+            self._drop(owned)
+        # Replaced, not edited: membership and partitions stand together (X1).
+        self._owned = {p: Owned(p, membership) for p in sorted(partitions)}
+        self.member = True
+        log.info("assigned partitions %s, generation %d", sorted(partitions), membership.generation)
+        for owned in self._owned.values():
+            self._begin(owned)
+
+    # ---- failures
+
+    def retake(self, partition: int, why: str) -> None:
+        """Drops the partition's memory and takes it over again."""
+        owned = self._owned.get(partition)
+        if owned is None or owned.phase is not Phase.RUNNING:
+            return
+        log.warning("partition %d is taken over again: %s", partition, why)
+        self._drop(owned)
+        self._begin(owned)
+
+    def refused(self, partition: int) -> None:
+        """The group did not take the membership: the partition may be another's, the next assignment tells."""
+        owned = self._owned.get(partition)
+        if owned is not None and owned.phase is Phase.RUNNING:
+            self._drop(owned)
+            owned.phase = Phase.REFUSED
+
+    def halt(self, partition: int, why: str) -> None:
+        """Stops the partition by name; the others go on."""
+        owned = self._owned.get(partition)
+        if owned is None:
+            return
+        log.error("partition %d stops: %s", partition, why)
+        self._drop(owned)
+        owned.phase, owned.reason = Phase.STOPPED, why
+        self._metrics.error("partition-stopped")
+
+    def failed_run(self, partition: int) -> int:
+        """How many runs have failed in a row, this one included."""
+        owned = self._owned.get(partition)
+        if owned is None:
+            return 0
+        owned.failures += 1
+        return owned.failures
+
+    def succeeded(self, partition: int) -> None:
+        owned = self._owned.get(partition)
+        if owned is not None:
+            owned.failures = 0
+
+    def run_returned(self) -> None:
+        """A run is back: slots of dropped memories may be free now."""
+        if self._closing:
+            self._closing = [m for m in self._closing if m.in_flight]
+            self._returned.set()
+
+    async def close(self) -> None:
+        """Ends the takeovers under way and drops all memory."""
+        tasks = [o.task for o in self._owned.values() if o.task is not None and not o.task.done()]
+        for owned in self._owned.values():
+            self._drop(owned)
+        self._owned = {}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # ---- takeovers
+
+    def _drop(self, owned: Owned) -> None:
+        if owned.task is not None and not owned.task.done():
+            owned.task.cancel()
+        memory, owned.memory = owned.memory, None
+        if memory is not None:
+            self._transport.pause([owned.partition])
+            memory.close(self._slots)
+            if memory.in_flight:
+                self._closing.append(memory)
+
+    def _begin(self, owned: Owned) -> None:
+        if self.draining:
+            return
+        owned.phase = Phase.TAKEOVER
+        owned.task = asyncio.create_task(self._take_over(owned), name=f"takeover-{owned.partition}")
+
+    async def _take_over(self, owned: Owned) -> None:
+        """X8. Retries while the broker does not answer; a check that fails twice stops the partition (X10)."""
+        began = asyncio.get_running_loop().time()
+        refusals = tries = 0
+        while True:
+            try:
+                memory, live, restored = await self._try(owned)
+                break
+            except (TakeoverError, SlotsExhausted) as error:
+                refusals += 1
+                self._metrics.error(error)
+                if refusals == CHECK_TRIES:
+                    owned.phase, owned.reason = Phase.STOPPED, str(error)
+                    log.error("%s; the partition stops, the others go on", error)
+                    return
+            except CommitError as error:
+                pause = RETRY_S[min(tries, len(RETRY_S) - 1)]
+                tries += 1
+                log.warning("takeover of partition %d: %s; again in %g s", owned.partition, error, pause)
+                await asyncio.sleep(pause)
+        owned.memory, owned.phase = memory, Phase.RUNNING
+        seconds = asyncio.get_running_loop().time() - began
+        self._metrics.takeover(seconds, restored)
+        log.info(
+            "partition %d runs from offset %d with %d streams restored, after %.0f ms",
+            owned.partition,
+            memory.committed,
+            len(live),
+            seconds * 1e3,
+        )
+        self._transport.seek(owned.partition, memory.admitted)
+        self._transport.resume([owned.partition])
+        self._running(memory, live)
+
+    async def _try(self, owned: Owned) -> tuple[Memory, I64, int]:
+        await self._lane.quiet()
+        found = await takeover.read(owned.partition, owned.membership, self._transport, self._digest, self._row_bytes)
+        start = takeover.check(found, self._digest)
+        if start is None:
+            first = await self._transport.starting_offset(owned.partition)
+            start = takeover.Start(first, first, None)
+        while self._closing:  # rows of a dropped memory that a run still has are not free yet (X11)
+            self._returned.clear()
+            await self._returned.wait()
+        memory, live = takeover.install(found, start, owned.membership, self._slots, self._arena)
+        return memory, live, len(found.restored.keys) + len(found.restored.ended)

@@ -1,0 +1,92 @@
+"""Stream -> slot, and everything that is kept by slot beside the arena.
+
+One ``Slots`` per worker. Columns are indexed by slot; slots below ``FIRST`` belong to the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.columns import I64, U8, Bools
+from pipeline.engine.graph import FIRST
+from pipeline.errors import SlotsExhausted
+
+
+class Index(dict[bytes, int]):
+    """Stream key -> slot, of one partition. Looking up a key that is not there takes a free slot for it."""
+
+    __slots__ = ("_partition", "_slots")
+
+    def __init__(self, slots: Slots, partition: int) -> None:
+        super().__init__()
+        self._slots, self._partition = slots, partition
+
+    def __missing__(self, key: bytes) -> int:
+        slot = self[key] = self._slots.take(self._partition, key)
+        return slot
+
+
+class Slots:
+    """See the module. ``codec`` and ``head`` are the streams' bounded memories, ``uint8 [slots, bytes]``; zero is new."""
+
+    def __init__(self, slots: int, codec_bytes: int, head_bytes: int) -> None:
+        total = slots + FIRST
+        self.total = slots
+        self.codec: U8 = np.zeros((total, codec_bytes), np.uint8)
+        self.head: U8 = np.zeros((total, head_bytes), np.uint8)
+        self.keys: list[bytes] = [b""] * total
+        self.partition: I64 = np.full(total, -1, np.int64)
+        self.applied: I64 = np.full(total, -1, np.int64)
+        """Offset of the last record applied."""
+        self.serial: I64 = np.zeros(total, np.int64)
+        """Which stream this is: every stream that takes a slot gets the next number. Tells a slot's tenants apart."""
+        self.fresh: Bools = np.zeros(total, np.bool_)
+        """The next call of the engine gives the stream its initial state."""
+        self._free = list(range(total - 1, FIRST - 1, -1))
+        self._serials = 0
+
+    @property
+    def used(self) -> int:
+        """Slots taken."""
+        return self.total - len(self._free)
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def take(self, partition: int, key: bytes) -> int:
+        """A slot for a new stream. Raises SlotsExhausted."""
+        if not self._free:
+            raise SlotsExhausted(f"all {self.total} slots are taken; raise slots (--slots, EDDY_SLOTS)")
+        slot = self._free.pop()
+        self._serials += 1
+        self.keys[slot] = key
+        self.partition[slot] = partition
+        self.applied[slot] = -1
+        self.serial[slot] = self._serials
+        self.fresh[slot] = True
+        self.codec[slot] = 0
+        self.head[slot] = 0
+        return slot
+
+    def release(self, slots: Iterator[int] | list[int]) -> None:
+        """Gives slots back. Only when no run that has them is in flight (X11)."""
+        for slot in slots:
+            self.keys[slot] = b""
+            self.partition[slot] = -1
+            self._free.append(slot)
+
+    def lookup(self, index: Index, keys: list[bytes]) -> I64:
+        """Slots of these streams, new ones included; fewer than ``keys`` when the slots ran out: those that come first."""
+        try:
+            return np.fromiter(map(index.__getitem__, keys), np.int64, len(keys))
+        except SlotsExhausted:
+            known = []
+            for key in keys:
+                slot = index.get(key)
+                if slot is None:
+                    break
+                known.append(slot)
+            return np.array(known, np.int64)

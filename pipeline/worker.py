@@ -1,0 +1,449 @@
+"""The worker: moves columns between the rooms. Read it from top to bottom to follow a record.
+
+    fetch -> admit (slots, decode, plan, bind) -> run in the arena -> finish (head) -> commit -> visible
+
+Three polls overlap: one is being decoded, one runs (onnxruntime releases the GIL), one is being committed. Every queue is
+bounded in bytes; a full one pauses its partition and never drops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+
+from pipeline.codecs import make_codec
+from pipeline.columns import I64, Membership
+from pipeline.commit import Lane, Outcome
+from pipeline.config import Config
+from pipeline.contract import Contract
+from pipeline.engine import Engine, Run
+from pipeline.errors import EddyError, EngineFailed
+from pipeline.heads import make_head
+from pipeline.metrics import Metrics
+from pipeline.ownership import Ownership
+from pipeline.partition import Memory, Tags, fair_bound
+from pipeline.poll import Intake, Poll
+from pipeline.scheduler import Limits, share
+from pipeline.streams.slots import Slots
+from pipeline.transport.base import Transport
+
+log = logging.getLogger(__name__)
+
+DEPTH = 2
+"""Runs with the engine at once: one runs, the next is bound already (S2)."""
+TIME_MAX = 256
+"""Largest T of one call."""
+GENERATING_STEPS = 2048
+"""Largest poll while streams generate: their next step waits for it."""
+FETCH_S = 0.5
+"""A fetch that finds nothing returns after this; consumers must be polled even when all is paused."""
+GAUGES_S = 1.0
+FAILURES_MAX = 5
+"""Runs of a partition that may fail in a row before it stops."""
+
+
+class Worker:
+    """One process's share of the work. ``run`` until ``stop``.
+
+    Raises what the parts raise at their making: ContractError, ModelError, ProviderError.
+    """
+
+    def __init__(
+        self, config: Config, transport: Transport, model: onnx.ModelProto, contract: Contract, metrics: Metrics
+    ) -> None:
+        self._config, self._transport, self._metrics = config, transport, metrics
+        codec, head = make_codec(contract), make_head(contract)
+        self._engine = Engine(
+            model,
+            contract,
+            head.reads,
+            slots=config.slots,
+            threads=config.engine_threads,
+            intra_op_threads=config.intra_op_threads,
+            providers=config.providers,
+            provider_options=config.provider_options,
+            provider_policy=config.provider_policy,
+        )
+        self._slots = Slots(config.slots, codec.memory_bytes, head.memory_bytes)
+        self._step_bytes = codec.step_bytes
+        limits = Limits(
+            1 if contract.batching == "single" else config.max_batch,
+            config.max_call_steps,
+            1 if contract.time_axis is None else TIME_MAX,
+        )
+        self._intake = Intake(
+            contract,
+            codec,
+            head,
+            self._engine,
+            self._slots,
+            limits,
+            record_bytes_max=config.max_record_bytes,
+            header_model=config.header_model,
+            header_source=config.header_source,
+        )
+        self._lane = Lane(transport, Tags(os.urandom(8)), contract.digest, head.merge)
+        self._ownership = Ownership(
+            transport, self._lane, self._slots, self._engine.arena, contract.digest, metrics, self._running
+        )
+        row_bytes = self._engine.arena.row_bytes + codec.memory_bytes + head.memory_bytes
+        # A poll holds a snapshot of each stream it advances, so its records are bounded by their rows, too.
+        self._records_max = max(64, config.queue_bytes // 2 // max(1, row_bytes))
+        self._polls: deque[Poll] = deque()
+        """Submitted and not yet finished, in order (S3)."""
+        self._suspects: dict[int, int] = {}
+        """Partition -> offset below which its records run alone: one of them made a run fail (X11)."""
+        self._paused: set[int] = set()
+        self._turn = 0
+        self._held_since: float | None = None
+        self._work = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._fatal: asyncio.Future[None] | None = None
+
+    # ---- from outside
+
+    @property
+    def ready(self) -> bool:
+        """Member of its group, and every partition it owns, maybe none, is running."""
+        return self._ownership.ready and not self._stopping.is_set()
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers that run the model."""
+        return self._engine.providers
+
+    def stop(self) -> None:
+        """Drain: nothing new is taken, what is in flight is finished and committed, then ``run`` returns."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Until ``stop``, or until something fails that no takeover mends: then it raises that."""
+        loop = asyncio.get_running_loop()
+        self._fatal = loop.create_future()
+        self._engine.start(loop.call_soon_threadsafe)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._transport.start(self)
+            for name in (self._fetching, self._pumping, self._committing, self._gauging):
+                tasks.append(asyncio.create_task(name(), name=name.__name__.strip("_")))
+            stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+            await asyncio.wait([*tasks, stopping, self._fatal], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            self._raise_if_failed(tasks)
+            await self._drain()
+            self._raise_if_failed(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+            await self._ownership.close()
+            await self._transport.stop()
+            self._engine.stop()
+
+    def _raise_if_failed(self, tasks: list[asyncio.Task[None]]) -> None:
+        if self._fatal is not None and self._fatal.done():
+            self._fatal.result()
+        for task in tasks:
+            if task.done():
+                task.result()
+
+    async def _drain(self) -> None:
+        self._ownership.draining = True
+        self._settle_quiet()
+        try:
+            async with asyncio.timeout(self._config.drain_timeout_s):
+                await self._quiet.wait()
+                await self._transport.leave()
+        except TimeoutError:
+            log.warning(
+                "not drained in %g s: what is not committed is done by the next owner", self._config.drain_timeout_s
+            )
+
+    def _settle_quiet(self) -> None:
+        """Drained when nothing is in flight and nothing waits for a commit."""
+        if self._stopping.is_set():
+            busy = self._polls or any(m.pending or m.frozen is not None for m in self._ownership.memories())
+            if not busy:
+                self._quiet.set()
+
+    # ---- the group
+
+    async def on_revoked(self, partitions: Collection[int]) -> None:
+        await self._ownership.revoked()
+
+    def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
+        self._paused.clear()
+        self._ownership.assigned(membership, partitions)
+        self._finished.set()
+        self._settle_quiet()
+
+    def on_lost(self, reason: Exception) -> None:
+        self._fail(reason)
+
+    def _running(self, memory: Memory, live: I64) -> None:
+        """A takeover is done: streams that were generating go on."""
+        self._intake.restore(memory, live)
+        if memory.base is None:
+            self._finished.set()  # a new group commits its start (X8)
+        self._work.set()
+
+    def _fail(self, error: BaseException) -> None:
+        if self._fatal is not None and not self._fatal.done():
+            self._fatal.set_exception(error)
+
+    # ---- fetch
+
+    async def _fetching(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            segments = await self._transport.fetch(FETCH_S)
+            for segment in segments:
+                memory = self._ownership.memory(segment.partition)
+                if memory is None:
+                    continue
+                segment.fetched_s = loop.time()
+                below = int((segment.offsets < memory.committed).sum()) if len(segment) else 0
+                if below:
+                    self._metrics.replay(replayed=below)
+                memory.offer(segment)
+            if segments:
+                self._throttle()
+                self._work.set()
+
+    def _throttle(self) -> None:
+        """Pauses partitions whose backlog is full, resumes those with room again."""
+        memories = self._ownership.memories()
+        bound = fair_bound(self._config.queue_bytes // 2, len(memories))
+        full = {m.partition for m in memories if m.backlog_bytes >= bound} - self._paused
+        if full:
+            self._transport.pause(full)
+            self._paused |= full
+        roomy = {m.partition for m in memories if m.backlog_bytes < bound // 2} & self._paused
+        if roomy:
+            self._paused -= roomy
+            self._transport.resume(roomy)
+
+    # ---- admit and run
+
+    async def _pumping(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while (poll := self._next()) is not None:
+                self._count(poll)
+                self._polls.append(poll)
+                self._engine.submit(poll.run, self._back)
+                self._throttle()
+                await asyncio.sleep(0)  # a run on the event loop must not keep the others from it
+
+    def _next(self) -> Poll | None:
+        """The next poll, if the engine wants one (S2) and anything can go."""
+        if self._stopping.is_set() or not self._ownership.member or self._engine.in_flight >= DEPTH:
+            return None
+        memories = self._ownership.memories()
+        bound = fair_bound(self._config.queue_bytes // 2, len(memories))
+        going = [m for m in memories if m.uncommitted_bytes < bound]
+        waiting = [m for m in going if m.backlog and m.blocked is None]
+        feeding = [m for m in going if m.feedable]
+        for memory in waiting:
+            if memory.partition in self._suspects:
+                poll = self._alone(memory)
+                if poll is not None:
+                    return poll
+        waiting = [m for m in waiting if m.partition not in self._suspects]
+        if not waiting and not feeding:
+            return None
+        if not feeding and self._hold(waiting):
+            return None
+        # The first one changes with every poll: what is left over after fair shares goes to another each time (S3).
+        self._turn += 1
+        turn = self._turn % max(1, len(waiting))
+        waiting = waiting[turn:] + waiting[:turn]
+        budget = GENERATING_STEPS if feeding else self._config.max_steps
+        grants = share([max(1, m.backlog_bytes // self._step_bytes) for m in waiting], budget)
+        records_max = max(1, self._records_max // max(1, len(waiting)))
+        taken = []
+        for memory, grant in zip(waiting, grants):
+            segment = memory.take(max(1, grant), self._step_bytes, records_max)
+            if segment is not None:
+                taken.append((memory, segment))
+        try:
+            poll = self._intake.admit(taken, feeding)
+        finally:
+            self._say_blocked(waiting)
+        return poll
+
+    def _hold(self, waiting: list[Memory]) -> bool:
+        """``max_delay_ms``: a small poll may wait for company (S2)."""
+        delay = self._config.max_delay_ms / 1e3
+        if not delay or sum(len(s) for m in waiting for s in m.backlog) >= self._config.max_batch:
+            self._held_since = None
+            return False
+        loop = asyncio.get_running_loop()
+        if self._held_since is None:
+            self._held_since = loop.time()
+            loop.call_later(delay, self._work.set)
+        if loop.time() - self._held_since < delay:
+            return True
+        self._held_since = None
+        return False
+
+    def _alone(self, memory: Memory) -> Poll | None:
+        """One record by itself, until the run that fails again names the one at fault (X11)."""
+        if memory.admitted >= self._suspects[memory.partition]:
+            del self._suspects[memory.partition]
+            return None
+        segment = memory.take(1, self._step_bytes, 1)
+        return self._intake.admit([(memory, segment)], []) if segment is not None else None
+
+    def _say_blocked(self, memories: list[Memory]) -> None:
+        for memory in memories:
+            if memory.blocked == "slots" and not memory.said_blocked:
+                memory.said_blocked = True
+                log.warning(
+                    "partition %d waits: all %d slots are taken; raise slots (--slots, EDDY_SLOTS) or end streams",
+                    memory.partition,
+                    self._slots.total,
+                )
+
+    def _count(self, poll: Poll) -> None:
+        now = asyncio.get_running_loop().time()
+        self._metrics.poll(
+            len(poll.keys),
+            poll.steps,
+            [now - s.fetched_s for s in poll.shares],
+            [s.b - s.a for s in poll.shares],
+            record_bytes=sum(s.value_bytes for s in poll.shares),
+        )
+
+    # ---- finish
+
+    def _back(self, run: Run) -> None:
+        """A run is done; polls finish in the order they came (S3)."""
+        try:
+            while self._polls and self._polls[0].run.left == 0:
+                self._finish(self._polls.popleft())
+        except Exception as error:  # noqa: BLE001  # a callback of the loop: there is nobody above to raise to
+            self._fail(error)
+        self._ownership.run_returned()
+        self._finished.set()
+        self._work.set()
+        self._settle_quiet()
+
+    def _finish(self, poll: Poll) -> None:
+        error = poll.run.error
+        if error is None:
+            try:
+                self._intake.finish(poll)
+            except EddyError as raised:
+                error = raised
+        if error is not None:
+            self._torn(poll, error)
+            return
+        self._metrics.engine(poll.run.batch_sizes, poll.run.seconds, generated=len(poll.fed))
+        for reason, n in Counter(error.reason for error, _, _ in poll.failed.values()).items():
+            self._metrics.dead_letters(reason, n)
+        if self._slots.free:
+            for memory in self._ownership.memories():
+                if memory.blocked == "slots":
+                    memory.blocked, memory.said_blocked = None, False
+
+    def _torn(self, poll: Poll, error: BaseException) -> None:
+        """X11: partitions with a row in the batch drop their memory and take over; then its records run alone."""
+        failed = EngineFailed(str(error).strip().splitlines()[0], [s.memory.partition for s in poll.shares])
+        self._metrics.error(failed)
+        alone = len(poll.keys) == 1 and not len(poll.fed)
+        for s in poll.shares:
+            memory = s.memory
+            if memory.closed:
+                continue
+            if alone:
+                self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
+            self._suspects[memory.partition] = max(s.next_offset, self._suspects.get(memory.partition, 0))
+            if self._ownership.failed_run(memory.partition) > FAILURES_MAX:
+                self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
+            else:
+                self._ownership.retake(memory.partition, f"the model failed: {failed}")
+        self._intake.abandon(poll)
+
+    # ---- commit
+
+    async def _committing(self) -> None:
+        interval = self._config.commit_interval_ms / 1e3
+        while True:
+            await self._finished.wait()
+            self._finished.clear()
+            while self._ownership.member:
+                began = time.perf_counter()
+                outcome = await self._lane.commit(self._ownership.memories(), int(time.time() * 1000))
+                if outcome is None:
+                    break
+                self._settled(outcome, time.perf_counter() - began)
+                rest = interval - (time.perf_counter() - began)
+                if rest > 0 and not self._stopping.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stopping.wait(), rest)
+            self._settle_quiet()
+
+    def _settled(self, outcome: Outcome, seconds: float) -> None:
+        """What became of a commit."""
+        if outcome.error is not None:
+            self._metrics.commit_failed(outcome.error)
+            log.warning("commit failed: %s", outcome.error)
+        for memory in outcome.dropped:
+            self._ownership.retake(memory.partition, f"its commit failed ({outcome.error})")
+        for memory in outcome.refused:
+            self._ownership.refused(memory.partition)
+        for memory, refusal in outcome.stopped:
+            self._ownership.halt(memory.partition, str(refusal))
+        if not outcome.saved:
+            return
+        now_ms = time.time() * 1000
+        parts = [part for _, part in outcome.saved]
+        latency = [(now_ms - part.outputs.timestamps) / 1e3 for part in parts]
+        self._metrics.commit(
+            seconds,
+            parts=len(parts),
+            outputs=sum(len(p.outputs) for p in parts),
+            snapshots=sum(len(p.snapshots) for p in parts),
+            snapshot_bytes=sum(p.snapshots.value_bytes for p in parts),
+            latency_s=np.concatenate(latency),
+        )
+        for memory, part in outcome.saved:
+            self._ownership.succeeded(memory.partition)
+            self._intake.poison = {
+                (p, o): why
+                for (p, o), why in self._intake.poison.items()
+                if p != memory.partition or o >= part.committed
+            }
+        self._work.set()
+
+    # ---- gauges
+
+    async def _gauging(self) -> None:
+        while True:
+            memories = self._ownership.memories()
+            owned = self._ownership.owned
+            self._metrics.partitions(
+                owned=len(owned),
+                running=len(memories),
+                paused=len(self._paused),
+                waiting=sum(m.blocked == "slots" for m in memories),
+            )
+            self._metrics.queued(sum(m.backlog_bytes + m.uncommitted_bytes for m in memories))
+            self._metrics.streams(
+                sum(len(m.index) for m in memories), slots_used=self._slots.used, slots=self._slots.total
+            )
+            self._metrics.lag(self._transport.lag([o.partition for o in owned]))
+            await asyncio.sleep(GAUGES_S)
