@@ -26,14 +26,14 @@ class TensorCodec(Codec):
     def __init__(self, contract: Contract) -> None:
         Settings(contract, "codec").finish()
         self._inputs = contract.steps
-        self._step_bytes = contract.step_bytes
+        self.step_bytes = contract.step_bytes
         self._starts = [0, *accumulate(s.nbytes for s in contract.steps)][:-1]
         self._layout = " + ".join(f"{s.name} {s.dtype}{list(s.shape)}" for s in contract.steps)
 
     def decode(self, values: list[bytes], slots: I64, memory: U8) -> Steps:
         """Fails with reason ``length`` what is no whole number of steps."""
         lengths = np.fromiter(map(len, values), np.int64, len(values))
-        counts, left = np.divmod(lengths, self._step_bytes)
+        counts, left = np.divmod(lengths, self.step_bytes)
         if not left.any():
             return Steps(self._arrays(values, counts), counts)
         wrong = np.flatnonzero(left)
@@ -44,7 +44,7 @@ class TensorCodec(Codec):
 
     def _error(self, length: int) -> RecordError:
         return RecordError(
-            "length", f"{length} bytes are no whole number of steps: one step is {self._step_bytes} ({self._layout})"
+            "length", f"{length} bytes are no whole number of steps: one step is {self.step_bytes} ({self._layout})"
         )
 
     def _arrays(self, values: list[bytes], counts: I64) -> tuple[AnyArray, ...]:
@@ -55,7 +55,7 @@ class TensorCodec(Codec):
         n_steps = int(counts.sum())
         first_step = np.cumsum(counts) - counts
         within = np.arange(n_steps) - np.repeat(first_step, counts)
-        record_start = np.repeat(first_step * self._step_bytes, counts)
+        record_start = np.repeat(first_step * self.step_bytes, counts)
         record_steps = np.repeat(counts, counts)
         out = []
         for j, step in enumerate(self._inputs):

@@ -144,7 +144,10 @@ class TextCodec(Codec):
         try:
             text, used = utf_8_decode(data, "strict", False)
         except UnicodeDecodeError as error:
-            raise RecordError("utf-8", _describe_invalid(error, held)) from None
+            raise _invalid(data, error.start, error.reason, held) from None
+        if b"\xed\xa0" <= data[used:] <= b"\xed\xbf":
+            # Python's decoder waits for the third byte of a surrogate, which is none of UTF-8 whatever it is.
+            raise _invalid(data, used, "invalid continuation byte", held)
         if not self._by_character:
             return data[:used], data[used:]
         if self._unknown is None and not self._known.issuperset(text):
@@ -165,11 +168,10 @@ class TextCodec(Codec):
 
     def _stranger(self, text: str, held: bytes) -> RecordError:
         at = next(i for i, c in enumerate(text) if c not in self._known)
-        dropped = f"; dropped with it: {held.hex(' ')}, held from an earlier record" if held else ""
         return RecordError(
             "vocabulary",
             f"character {text[at]!r} (U+{ord(text[at]):04X}, character {at} of the record) is not among the model's"
-            f" {len(self._known)}, and it has no token for others{dropped}",
+            f" {len(self._known)}, and it has no token for others{_dropped(held)}",
         )
 
 
@@ -191,9 +193,12 @@ def _are_characters(value: Any) -> bool:
     )
 
 
-def _describe_invalid(error: UnicodeDecodeError, held: bytes) -> str:
-    # Up to three more bytes: what is wrong is often the byte after those that the decoder names.
-    shown = bytes(error.object[error.start : error.end + 3]).hex(" ")
-    where = f"position {error.start - len(held)} of the record" if error.start >= len(held) else "the bytes held"
-    dropped = f"; dropped with it: {held.hex(' ')}, held from an earlier record" if held else ""
-    return f"no UTF-8 at {where}: {shown} ({error.reason}){dropped}"
+def _invalid(data: bytes, at: int, why: str, held: bytes) -> RecordError:
+    # Four bytes: what is wrong may be any byte of a character.
+    shown = data[at : at + 4].hex(" ")
+    where = f"position {at - len(held)} of the record" if at >= len(held) else "position 0 of the record and before"
+    return RecordError("utf-8", f"no UTF-8 at {where}: bytes {shown} ({why}){_dropped(held)}")
+
+
+def _dropped(held: bytes) -> str:
+    return f"; dropped with it: bytes {held.hex(' ')}, held from an earlier record" if held else ""

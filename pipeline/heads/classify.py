@@ -58,7 +58,7 @@ class ClassifyHead(Head):
 
     def _scores(self, outputs: AnyArray) -> AnyArray:
         """float64 ``[k, C]``."""
-        scores = outputs.astype(np.float64)
+        scores = outputs.astype(np.float64, order="C")
         if not self._softmax:
             return scores
         with np.errstate(invalid="ignore"):  # of infinities: no number comes out, and that is what is written

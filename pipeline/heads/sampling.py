@@ -58,7 +58,7 @@ def draw(logits: AnyArray, temperature: AnyArray, top_k: AnyArray, top_p: AnyArr
 
 
 def _sample(logits: AnyArray, temperature: AnyArray, top_k: AnyArray, top_p: AnyArray, u: F64) -> I64:
-    x = np.clip(logits.astype(np.float64), -LOGIT_MAX, LOGIT_MAX)
+    x = np.clip(logits.astype(np.float64, order="C"), -LOGIT_MAX, LOGIT_MAX)
     x -= x.max(axis=1, keepdims=True)
     with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: weights of 0, which is what is meant
         x /= temperature.astype(np.float64)[:, None]
