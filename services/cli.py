@@ -1,0 +1,267 @@
+"""The command ``eddy``: what can be asked, and how it ends.
+
+Whatever is heavy is imported by the command that needs it, so that ``eddy --help`` answers at once. What cannot be done
+ends as one line on stderr: exit code 2 where the asking was wrong, 1 where something failed, 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from export.commands import add_export_parser, add_train_parser
+
+from pipeline.errors import EddyError, UserError
+from services.broker import add_broker_parser
+from services.settings import add_settings
+
+BOOTSTRAP = "127.0.0.1:9092"
+Handler = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, as every other mistake is said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"eddy: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the process's exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+        handler: Handler = args.handler
+        code = handler(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (`eddy tail ... | head`): the interpreter's own flush must not complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except EddyError as error:
+        if os.environ.get("EDDY_DEBUG"):
+            raise
+        print(f"eddy: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands; nothing heavy is imported."""
+    parser: argparse.ArgumentParser = Parser(
+        prog="eddy",
+        description="Keeps a recurrent model's state for every stream on a Kafka topic, and answers exactly once.",
+        epilog="EDDY_DEBUG=1 shows the traceback behind an error.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_run(commands)
+    _add_produce(commands)
+    _add_tail(commands)
+    _add_topics(commands)
+    add_broker_parser(commands)
+    add_train_parser(commands)
+    add_export_parser(commands)
+    _add_inspect(commands)
+    _add_doctor(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # the type that argparse gives its own users no other name for
+
+
+def _command(
+    commands: Commands[argparse.ArgumentParser], name: str, help_text: str, examples: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=help_text,
+        description=f"{help_text[0].upper()}{help_text[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bootstrap-servers",
+        default=os.environ.get("EDDY_BOOTSTRAP_SERVERS", BOOTSTRAP),
+        metavar="HOST:PORT",
+        help="the brokers [EDDY_BOOTSTRAP_SERVERS, else 127.0.0.1:9092]",
+    )
+
+
+def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        "everything at once, on an embedded broker: prompts in, generated text out",
+        "  eddy demo\n  eddy demo text --steps 80",
+    )
+    parser.add_argument("what", nargs="?", default="text", choices=("text",), help="which demo [text]")
+    parser.add_argument("--steps", type=int, default=120, metavar="N", help="characters to generate a stream [120]")
+    parser.add_argument("--model", metavar="DIR", help="a model with the head generate [the shipped one]")
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.demo import demo
+
+        return demo(args)
+
+    parser.set_defaults(handler=handler)
+
+
+def _add_run(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "run",
+        "serve a model: one worker, a member of its consumer group",
+        "  eddy run --model models/chars --input prompts --output texts\n"
+        "  eddy run --config worker.yaml --http-port 0\n"
+        "  EDDY_BOOTSTRAP_SERVERS=kafka:9092 eddy run --model m --input i --output o --log-format json\n\n"
+        "Every setting is also a variable EDDY_SETTING and a key of the --config file; flags win over variables,\n"
+        "variables over the file. SIGTERM finishes and commits what is in flight, then ends with exit code 0.",
+    )
+    add_settings(parser)
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.run import run
+
+        return run(args)
+
+    parser.set_defaults(handler=handler)
+
+
+def _add_produce(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "produce",
+        "write records to a topic: lines of text, the bytes of one stream, or arrays",
+        "  printf 'alice\\tOnce upon\\nbob\\tIt was\\n' | eddy produce prompts\n"
+        "  eddy produce prompts --key alice --header eddy-max-steps=80 story.txt\n"
+        "  eddy produce features sensor-1.npy sensor-2.npy --steps-per-record 16\n"
+        "  eddy produce prompts --end alice",
+    )
+    parser.add_argument("topic")
+    parser.add_argument("files", nargs="*", metavar="FILE", help=".npy arrays [steps, ...], else text [stdin]")
+    _add_bootstrap(parser)
+    parser.add_argument(
+        "--key", metavar="KEY", help="one stream: input is its bytes, cut anywhere, not lines with keys"
+    )
+    parser.add_argument("--key-separator", default="\t", metavar="TEXT", help="between key and value of a line [tab]")
+    parser.add_argument(
+        "--record-bytes", type=int, default=1024, metavar="N", help="with --key: a record's size [1024]"
+    )
+    parser.add_argument("--steps-per-record", type=int, default=1, metavar="N", help="of .npy arrays [1]")
+    parser.add_argument(
+        "--header", "--headers", action="append", default=[], metavar="NAME=VALUE", help="on every record; repeatable"
+    )
+    parser.add_argument(
+        "--end", action="append", default=[], metavar="KEY", help="end this stream, after the input if any; repeatable"
+    )
+    parser.add_argument(
+        "--compression", default="none", choices=("none", "gzip", "snappy", "lz4", "zstd"), help="of batches [none]"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.produce import produce
+
+        return produce(args)
+
+    parser.set_defaults(handler=handler)
+
+
+def _add_tail(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "tail",
+        "print records of a topic as they become visible (read committed)",
+        "  eddy tail texts\n"
+        "  eddy tail outputs --from-beginning --count 10 --model models/lstm --json\n"
+        "  eddy tail texts --from-beginning --idle-timeout 2 | cut -f2",
+    )
+    parser.add_argument("topic")
+    _add_bootstrap(parser)
+    parser.add_argument("--from-beginning", action="store_true", help="what is there already, too")
+    parser.add_argument("--count", type=int, metavar="N", help="end after so many records")
+    parser.add_argument("--idle-timeout", type=float, metavar="SECONDS", help="end when nothing came for so long")
+    parser.add_argument("--model", metavar="DIR", help="decode values as this model's head writes them")
+    parser.add_argument("--json", action="store_true", help="one JSON object a record, with all there is to know")
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.tail import tail
+
+        return tail(args)
+
+    parser.set_defaults(handler=handler)
+
+
+def _add_topics(commands: Commands[argparse.ArgumentParser]) -> None:
+    topics = _command(commands, "topics", "make the topics of a model", "  eddy topics create --help")
+    actions = topics.add_subparsers(metavar="ACTION", required=True)
+    parser = _command(
+        actions,
+        "create",
+        "make input, output and dead letters with as many partitions each; what exists is checked",
+        "  eddy topics create --input prompts --output texts --partitions 4",
+    )
+    parser.add_argument("--input", required=True, metavar="TOPIC")
+    parser.add_argument("--output", required=True, metavar="TOPIC")
+    _add_bootstrap(parser)
+    parser.add_argument("--partitions", type=int, default=4, metavar="N", help="of each topic; fixed for good [4]")
+    parser.add_argument("--replication-factor", type=int, default=-1, metavar="N", help="-1: the broker's own [-1]")
+    parser.add_argument("--json", action="store_true", help="print the topics as one JSON object")
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.topics import create
+
+        return create(args)
+
+    parser.set_defaults(handler=handler)
+
+
+def _add_inspect(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        "what a model promises and what a stream of it costs",
+        "  eddy inspect models/chars\n  eddy inspect models/chars --slots 1000000 --json",
+    )
+    parser.add_argument("model", metavar="MODEL", help="NAME, NAME/VERSION or model.onnx")
+    parser.add_argument(
+        "--slots", type=int, default=4096, metavar="N", help="size the arena for so many streams [4096]"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as one JSON object")
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.inspect import inspect
+
+        return inspect(args)
+
+    parser.set_defaults(handler=handler)
+
+
+def _add_doctor(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "doctor",
+        "what is installed, whether the broker answers and whether the model runs",
+        "  eddy doctor\n  eddy doctor --bootstrap-servers kafka:9092 --model models/chars --json",
+    )
+    parser.add_argument("--bootstrap-servers", metavar="HOST:PORT", help="try to reach these brokers")
+    parser.add_argument("--model", metavar="DIR", help="load this model and run one step")
+    parser.add_argument(
+        "--providers", default="CPUExecutionProvider", metavar="A,B", help="execution providers to run it on"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as one JSON object")
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.doctor import doctor
+
+        return doctor(args)
+
+    parser.set_defaults(handler=handler)

@@ -1,0 +1,95 @@
+"""``eddy tail``: the records of a topic as they become visible."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from pipeline.contract import find_model, load_graph, read_contract
+from services.cluster import need_topic, unreachable
+from services.values import Decoder, escape, headers_as_json
+
+WAIT_MS = 250
+
+
+def tail(args: argparse.Namespace) -> int:
+    """Raises TopicError, Unreachable, and what a wrong --model raises."""
+    contract = None
+    if args.model is not None:
+        file = find_model(Path(args.model))
+        contract = read_contract(load_graph(file), str(file))
+    asyncio.run(_tail(args, Decoder(contract)))
+    return 0
+
+
+async def _tail(args: argparse.Namespace, decoder: Decoder) -> None:
+    left = args.count
+    async for batch in follow(args.bootstrap_servers, args.topic, args.from_beginning, args.idle_timeout):
+        for record in batch[:left]:
+            print(_as_json(record, decoder) if args.json else _as_line(record, decoder))
+        sys.stdout.flush()
+        if left is not None:
+            left -= len(batch)
+            if left <= 0:
+                return
+
+
+def _as_json(record: ConsumerRecord[bytes, bytes], decoder: Decoder) -> str:
+    key = record.key.decode("utf-8", "backslashreplace") if record.key is not None else None
+    line = {
+        "key": key,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp": record.timestamp,
+        "headers": headers_as_json(record.headers),
+        **decoder.fields(record.value),
+    }
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _as_line(record: ConsumerRecord[bytes, bytes], decoder: Decoder) -> str:
+    key = escape(record.key.decode("utf-8", "backslashreplace")) if record.key is not None else "(no key)"
+    return f"{key}\t{decoder.line(record.value)}"
+
+
+async def follow(
+    bootstrap_servers: str, topic: str, from_beginning: bool, idle_timeout_s: float | None = None
+) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
+    """Records of all partitions, read committed, in lists as they arrive; of one partition in order.
+
+    Ends after ``idle_timeout_s`` seconds without any (None: never). Raises TopicError, Unreachable.
+    """
+    found = await need_topic(bootstrap_servers, topic)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap_servers,
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest" if from_beginning else "latest",
+    )
+    try:
+        await consumer.start()
+        partitions = [TopicPartition(topic, p) for p in range(found.partitions)]
+        consumer.assign(partitions)
+        # Positions are asked for now: what is written while the first fetch is on its way belongs to "from now on".
+        if from_beginning:
+            await consumer.seek_to_beginning(*partitions)
+        else:
+            await consumer.seek_to_end(*partitions)
+        last = time.monotonic()
+        while idle_timeout_s is None or time.monotonic() - last < idle_timeout_s:
+            fetched = await consumer.getmany(timeout_ms=WAIT_MS)
+            if fetched:
+                yield [record for records in fetched.values() for record in records]
+                last = time.monotonic()
+    except KafkaError:
+        raise unreachable(bootstrap_servers) from None
+    finally:
+        await consumer.stop()

@@ -1,0 +1,84 @@
+"""Values of records for people and for JSON: text where it is text, numbers where a model says so, else base64."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.contract import Contract, Output
+
+SOURCE_BYTES = 12
+
+
+class Decoder:
+    """Reads values as a model's head writes them; without a model, as text or bytes."""
+
+    def __init__(self, contract: Contract | None) -> None:
+        self._outputs: tuple[Output, ...] = ()
+        if contract is not None and contract.head.kind == "tensor":
+            chosen = contract.head.output
+            self._outputs = contract.outputs if chosen is None else (contract.output(chosen),)
+
+    def fields(self, value: bytes | None) -> dict[str, Any]:
+        """``value``: text, None, or ``{output: nested lists [T, ...]}``; ``value_base64`` where it is none of these."""
+        if value is None:
+            return {"value": None}
+        if self._outputs:
+            step_bytes = sum(o.nbytes for o in self._outputs)
+            steps, left = divmod(len(value), step_bytes)
+            if not left:
+                return {"value": self._arrays(value, steps)}
+        elif (text := _text(value)) is not None:
+            return {"value": text}
+        return {"value_base64": base64.b64encode(value).decode()}
+
+    def line(self, value: bytes | None) -> str:
+        """One line: control characters of a text are escaped."""
+        fields = self.fields(value)
+        if "value_base64" in fields:
+            return f"base64:{fields['value_base64']}"
+        found = fields["value"]
+        if found is None:
+            return "(end of stream)"
+        if isinstance(found, dict):
+            return " ".join(f"{name}={np.array(rows).tolist()}" for name, rows in found.items())
+        return escape(found)
+
+    def _arrays(self, value: bytes, steps: int) -> dict[str, Any]:
+        arrays, at = {}, 0
+        for output in self._outputs:
+            dtype = np.dtype(output.dtype).newbyteorder("<")
+            end = at + steps * output.nbytes
+            arrays[output.name] = np.frombuffer(value[at:end], dtype).reshape(steps, *output.shape).tolist()
+            at = end
+        return arrays
+
+
+def headers_as_json(headers: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+    """By name; ``eddy-source`` as its two numbers."""
+    out: dict[str, Any] = {}
+    for name, value in headers:
+        if name == "eddy-source" and len(value) == SOURCE_BYTES:
+            partition, offset = int.from_bytes(value[:4], "big"), int.from_bytes(value[4:], "big")
+            out[name] = {"partition": partition, "offset": offset}
+        else:
+            text = _text(value)
+            out[name] = text if text is not None else {"base64": base64.b64encode(value).decode()}
+    return out
+
+
+def escape(text: str) -> str:
+    """Printable on one line: ``\\n``, ``\\t``, ``\\x1b``, ``\\\\``."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _text(value: bytes) -> str | None:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
