@@ -1,0 +1,175 @@
+"""One call from a PyTorch module to a proven model folder, ``NAME/VERSION/model.onnx`` with its card.
+
+What the module shows when it runs is derived: states, outputs, batch axes, initial values, and whether several steps
+may go in one call. What it cannot show is asked for: a step's dtype and shape, labels, codec and head.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import nn
+
+from export.card import CardText, write_card
+from export.graph import to_onnx
+from export.memory import fit_memory
+from export.parity import Parity, differ, prove, tolerance_of
+from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, outputs_of, subject
+from export.spec import parse_step
+from pipeline.contract import CodecSpec, Contract, HeadSpec, StepInput, write_contract
+from pipeline.errors import ModelError
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model that was written and proven."""
+
+    file: Path
+    contract: Contract
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What may be said about an export; every default is derived or harmless."""
+
+    state_names: Sequence[str] = ()
+    output_names: Sequence[str] = ()
+    step_limit: int | None = None
+    """Whole-number steps are tried below it; None: the size of the module's first embedding, else 100."""
+    time_axis: str = "auto"
+    """``auto``, ``0``, ``1`` or ``none``: where the module has its time axis."""
+    tolerance: float | None = None
+    """Relative; None: 1e-4, or 5e-3 where anything is float16."""
+    max_megabytes: float = 200.0
+    card: CardText = field(default_factory=CardText)
+
+
+def export_module(
+    module: nn.Module,
+    output: Path | str,
+    steps: str | StepInput | Sequence[str | StepInput],
+    *,
+    codec: CodecSpec | str = "tensor",
+    head: HeadSpec | str = "tensor",
+    options: ExportOptions | None = None,
+) -> Exported:
+    """Exports ``module`` (`forward(steps, *states) -> (outputs, *states)`, `initial_state(batch)`) to ``output``.
+
+    ``output``: folder ``.../NAME/VERSION`` with a whole-number version. ``steps``: one step's dtype and shape, as in
+    ``"float32[64]"`` or ``"tokens:int64"``; several where `forward` takes a tuple of steps. The module is put into eval
+    mode and left there.
+
+    Raises ConfigError for what is asked wrongly, ContractError for codec or head settings, and ModelError when the
+    module cannot be exported or the graph does not do what the module does; nothing is written then.
+    """
+    options = options or ExportOptions()
+    folder = Path(output)
+    if not folder.name.isdigit() or not folder.parent.name:
+        raise ModelError(
+            f"--output {folder}: expected NAME/VERSION with a whole-number version, as in models/my-model/1"
+        )
+    given = [steps] if isinstance(steps, (str, StepInput)) else list(steps)
+    inputs = tuple(
+        parse_step(s, "steps" if len(given) == 1 else f"steps_{i}") if isinstance(s, str) else s
+        for i, s in enumerate(given)
+    )
+    of = subject(module, inputs, options.step_limit, options.state_names)
+    dtypes = [s.dtype for s in inputs] + [s.dtype for s in of.states]
+    tolerance = tolerance_of(dtypes, options.tolerance)
+    layout = find_layout(of, differ(tolerance), _wanted(options.time_axis))
+    contract = fit_memory(
+        _named_apart(
+            Contract(
+                name=folder.parent.name,
+                model_version=folder.name,
+                steps=inputs,
+                states=of.states,
+                outputs=outputs_of(of, layout, options.output_names),
+                codec=CodecSpec(codec) if isinstance(codec, str) else codec,
+                head=HeadSpec(head) if isinstance(head, str) else head,
+                time_axis=layout.time_axis,
+                batch_axis=layout.batch_axis,
+            )
+        )
+    )
+    model, contract, parity = _prove_or_step(of, layout, contract, tolerance)
+    size = model.ByteSize()
+    if size > options.max_megabytes * MEGABYTE:
+        raise ModelError(
+            f"the graph has {size / MEGABYTE:.1f} MB, more than {options.max_megabytes:g};"
+            " raise --max-megabytes if that is meant"
+        )
+    write_contract(model, contract, contract.label)
+    file = folder / "model.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / "model.onnx.tmp"
+    onnx.save(model, str(beside))
+    os.replace(beside, file)
+    write_card(folder / "README.md", contract, parity, file.stat().st_size, options.card)
+    return Exported(file, contract, parity)
+
+
+def _wanted(time_axis: str) -> tuple[Layout, ...]:
+    if time_axis == "auto":
+        return LAYOUTS
+    axes: dict[str, int | None] = {"0": 0, "1": 1, "none": None}
+    if time_axis not in axes:
+        raise ModelError(f"--time-axis {time_axis!r}: expected auto, 0, 1 or none")
+    return tuple(layout for layout in LAYOUTS if layout.time_axis == axes[time_axis])
+
+
+def _named_apart(contract: Contract) -> Contract:
+    """The same names for a state and an output are common in modules; a graph needs them apart."""
+    taken = [s.name for s in contract.steps] + [o.name for o in contract.outputs]
+    states = []
+    for state in contract.states:
+        name = state.input
+        while name in taken or f"{name}_next" in taken:
+            name = f"{name}_state"
+        taken += [name, f"{name}_next"]
+        states.append(replace(state, input=name, output=f"{name}_next"))
+    return replace(contract, states=tuple(states))
+
+
+def _prove_or_step(
+    of: Subject, layout: Layout, contract: Contract, tolerance: float
+) -> tuple[onnx.ModelProto, Contract, Parity]:
+    """A Python loop over the steps is traced with its length frozen: then the graph takes one step at a time."""
+    tries = [layout]
+    if layout.time_axis is not None and not layout.stepwise:
+        tries.append(Layout(layout.time_axis, layout.batch_axis, stepwise=True))
+    reasons = []
+    for one in tries:
+        fitting = contract if one.many else replace(contract, time_axis=None, batch_axis=0)
+        model = to_onnx(of, one, fitting)
+        try:
+            return model, fitting, prove(of, one, model, fitting, tolerance)
+        except Misfit as misfit:
+            reasons.append(str(misfit))
+    raise ModelError(f"the exported graph does not do what the module does: {reasons[-1]}")
+
+
+def spec_settings(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """``key=value`` words as settings; a value is JSON where it can be read as such, else text. Raises ConfigError."""
+    import json
+
+    from pipeline.errors import ConfigError
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{flag} {pair!r}: expected KEY=VALUE")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
