@@ -24,7 +24,7 @@ SETTLE_RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one commit. ``saved`` are visible; ``dropped`` must be taken over, ``refused`` only after the next assignment."""
+    """Of one commit: ``saved`` are visible, ``dropped`` must be taken over, ``refused`` after the next assignment."""
 
     saved: tuple[tuple[Memory, Part], ...] = ()
     dropped: tuple[Memory, ...] = ()

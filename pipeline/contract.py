@@ -1,4 +1,4 @@
-"""What a served model promises. It lives in the ONNX file's own metadata (``eddy.contract``, JSON): one file is a model.
+"""What a served model promises. It lives in the ONNX file's own metadata (``eddy.contract``): one file is a model.
 
 The plain graph has the step inputs, one input and one output per state, and the outputs. Axes: step inputs and
 outputs are ``[T, B, ...]`` (``time_axis`` 0, ``batch_axis`` 1), ``[B, T, ...]`` (1, 0) or, without a time axis,
@@ -263,10 +263,10 @@ class Contract:
         names = [s.name for s in self.steps] + [c.name for c in self.constants] + [s.input for s in self.states]
         doubled = sorted({n for n in names if names.count(n) > 1})
         need(not doubled, f"input named twice: {', '.join(doubled)}")
-        for thing in (*self.steps, *self.constants, *self.states, *self.outputs):
-            label = thing.input if isinstance(thing, State) else thing.name
-            need(thing.dtype in DTYPES, f"{label}: dtype {thing.dtype!r} is none of {', '.join(DTYPES)}")
-            need(all(d > 0 for d in thing.shape), f"{label}: shape {list(thing.shape)} must be fixed and positive")
+        named = [(t.name, t.dtype, t.shape) for group in (self.steps, self.constants, self.outputs) for t in group]
+        for label, dtype, shape in [*named, *((s.input, s.dtype, s.shape) for s in self.states)]:
+            need(dtype in DTYPES, f"{label}: dtype {dtype!r} is none of {', '.join(DTYPES)}")
+            need(all(d > 0 for d in shape), f"{label}: shape {list(shape)} must be fixed and positive")
         for c in self.constants:
             need(
                 len(c.value) == int(np.prod(c.shape, dtype=np.int64)),
@@ -379,7 +379,7 @@ def load_graph(file: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(file))
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf and the checker raise whatever they like
+    except Exception as error:  # noqa: BLE001  # protobuf and the checker raise whatever they like
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{file}: not a readable ONNX model ({first}); export it again") from None
     return model

@@ -1,7 +1,7 @@
 """What runs next, over columns. Pure: no clock, no I/O, no state.
 
-- S1. One call of a stream in flight at a time: inside a poll a slot's steps stand in calls that run one after another on
-  the same engine thread (slot modulo threads), and polls of a thread run in order.
+- S1. One call of a stream in flight at a time: inside a poll a slot's steps stand in calls that run one after another
+  on the same engine thread (slot modulo threads), and polls of a thread run in order.
 - S2. A poll leaves when the engine is free; that is the worker's to hold. Here: ``max_batch`` caps a call.
 - S3. Polls finish in the order they came; ``share`` gives every partition its part of a poll, the rest goes round.
 - S4. Several steps of one stream run as one call over the time axis where the contract has one.
@@ -30,8 +30,8 @@ class Limits:
 def plan(slots: I64, limits: Limits, threads: int = 1) -> list[list[Rectangle]]:
     """Steps of a poll -> the calls of each engine thread, in the order they must run.
 
-    ``slots`` int64 ``[n]``: the slot of each step; a slot's steps stand in their own order. Every step is in exactly one
-    rectangle, nothing is padded, slots ascend inside a call (kinder to the TLB).
+    ``slots`` int64 ``[n]``: the slot of each step; a slot's steps stand in their own order. Every step is in exactly
+    one rectangle, nothing is padded, slots ascend inside a call (kinder to the TLB).
     """
     if not len(slots):
         return [[] for _ in range(threads)]
@@ -55,7 +55,7 @@ def _by_slot(slots: I64) -> tuple[I64, I64, I64, I64]:
 
 
 def _rectangles(order: I64, slots: I64, start: I64, count: I64, limits: Limits) -> list[Rectangle]:
-    """Streams whose backlog is within twice of each other run together, T the least of them; leftovers go round again."""
+    """Streams whose backlog is within twice of each other run together, T the least of them; the rest goes round."""
     out: list[Rectangle] = []
     start, count = start.copy(), count.copy()
     live = np.arange(len(slots))
@@ -82,7 +82,7 @@ def _rectangles(order: I64, slots: I64, start: I64, count: I64, limits: Limits) 
 def share(backlogs: Sequence[int], budget: int) -> list[int]:
     """Steps waiting per partition -> steps each may give to the next poll; together at most ``budget``.
 
-    Max-min fair (S3): no partition gets less than another that wanted no more; what small ones leave goes to large ones.
+    Max-min fair (S3): no partition gets less than another that wanted no more; what small ones leave goes to others.
     """
     granted = [0] * len(backlogs)
     waiting = sorted(range(len(backlogs)), key=lambda p: backlogs[p])

@@ -51,7 +51,7 @@ async def read(partition: int, membership: Membership, transport: Transport, dig
 
 
 def check(found: Found, digest: bytes) -> Start | None:
-    """X10, pure. None: a new group, which must commit its start first. Raises TakeoverError naming what does not fit."""
+    """X10, pure. None: a new group, which commits its start first. Raises TakeoverError naming what does not fit."""
 
     def need(condition: bool, message: str) -> None:
         if not condition:
@@ -62,8 +62,8 @@ def check(found: Found, digest: bytes) -> Start | None:
     if found.committed is None:
         need(
             snapshots == 0 and restored.problem is None,
-            "the changelog holds snapshots but the group has no offset: its offsets were deleted or have expired, or the"
-            " input topic was made anew; delete the changelog topic to begin from nothing",
+            "the changelog holds snapshots but the group has no offset: its offsets were deleted or have expired, or"
+            " the input topic was made anew; delete the changelog topic to begin from nothing",
         )
         return None
     mark, offset = found.mark, found.committed.offset
@@ -77,7 +77,7 @@ def check(found: Found, digest: bytes) -> Start | None:
         return Start(offset, offset, None)
     need(
         mark.version <= MARK_VERSION,
-        f"written by a newer worker (metadata version {mark.version}, this one reads {MARK_VERSION}); update this worker",
+        f"written by a newer worker (metadata version {mark.version}, this one reads {MARK_VERSION}); update this one",
     )
     need(mark.digest == digest, _other_schema(mark.digest, digest))
     need(restored.problem is None, restored.problem or "")
@@ -110,8 +110,8 @@ def install(found: Found, start: Start, membership: Membership, slots: Slots, ar
     restored = found.restored
     if len(restored.keys) > slots.free:
         raise SlotsExhausted(
-            f"partition {found.partition} has {len(restored.keys)} live streams, {slots.free} of {slots.total} slots are"
-            " free; raise slots (--slots, EDDY_SLOTS)"
+            f"partition {found.partition} has {len(restored.keys)} live streams, {slots.free} of {slots.total} slots"
+            " are free; raise slots (--slots, EDDY_SLOTS)"
         )
     where = slots.lookup(index, restored.keys)
     arena_rows, codec_rows, head_rows = split(restored.rows, arena.row_bytes, slots.codec.shape[1])

@@ -2,8 +2,8 @@
 
     fetch -> admit (slots, decode, plan, bind) -> run in the arena -> finish (head) -> commit -> visible
 
-Three polls overlap: one is being decoded, one runs (onnxruntime releases the GIL), one is being committed. Every queue is
-bounded in bytes; a full one pauses its partition and never drops.
+Three polls overlap: one is being decoded, one runs (onnxruntime releases the GIL), one is being committed. Every queue
+is bounded in bytes; a full one pauses its partition and never drops.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,10 +28,12 @@ from pipeline.contract import Contract
 from pipeline.engine import Engine, Run
 from pipeline.errors import EddyError, EngineFailed
 from pipeline.heads import make_head
+from pipeline.intake import Intake
 from pipeline.metrics import Metrics
+from pipeline.outlet import Outlet
 from pipeline.ownership import Ownership
 from pipeline.partition import Memory, Tags, fair_bound
-from pipeline.poll import Intake, Poll
+from pipeline.poll import Poll
 from pipeline.scheduler import Limits, share
 from pipeline.streams.slots import Slots
 from pipeline.transport.base import Transport
@@ -86,9 +89,10 @@ class Worker:
             self._engine,
             self._slots,
             limits,
-            record_bytes_max=config.max_record_bytes,
-            header_model=config.header_model,
-            header_source=config.header_source,
+            config.max_record_bytes,
+        )
+        self._outlet = Outlet(
+            contract, head, self._slots, header_model=config.header_model, header_source=config.header_source
         )
         self._lane = Lane(transport, Tags(os.urandom(8)), contract.digest, head.merge)
         self._ownership = Ownership(
@@ -137,7 +141,8 @@ class Worker:
             for name in (self._fetching, self._pumping, self._committing, self._gauging):
                 tasks.append(asyncio.create_task(name(), name=name.__name__.strip("_")))
             stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-            await asyncio.wait([*tasks, stopping, self._fatal], return_when=asyncio.FIRST_COMPLETED)
+            waited: list[asyncio.Future[Any]] = [*tasks, stopping, self._fatal]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             self._raise_if_failed(tasks)
             await self._drain()
@@ -193,7 +198,7 @@ class Worker:
 
     def _running(self, memory: Memory, live: I64) -> None:
         """A takeover is done: streams that were generating go on."""
-        self._intake.restore(memory, live)
+        self._outlet.restore(memory, live)
         if memory.base is None:
             self._finished.set()  # a new group commits its start (X8)
         self._work.set()
@@ -345,7 +350,7 @@ class Worker:
         error = poll.run.error
         if error is None:
             try:
-                self._intake.finish(poll)
+                self._outlet.finish(poll)
             except EddyError as raised:
                 error = raised
         if error is not None:
@@ -375,7 +380,7 @@ class Worker:
                 self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
             else:
                 self._ownership.retake(memory.partition, f"the model failed: {failed}")
-        self._intake.abandon(poll)
+        self._outlet.abandon(poll)
 
     # ---- commit
 

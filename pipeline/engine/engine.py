@@ -1,7 +1,7 @@
 """The engine: binds a poll's calls on the event loop, runs them on its threads.
 
-A thread only runs what is bound, puts the outputs that are wanted into the poll's columns, and copies the rows to snapshot
-after the last call of its slots. Slot modulo threads picks the thread: one slot never runs on two (S1).
+A thread only runs what is bound, puts the outputs that are wanted into the poll's columns, and copies the rows to
+snapshot after the last call of its slots. Slot modulo threads picks the thread: one slot never runs on two (S1).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Engine:
         device = device_of(self._session)
         self.arena = Arena(contract, slots, device, None if device == "cpu" else self.providers)
         self._reads = [contract.output(name) for name in reads]
-        self._loop: Callable[[Callable[[], None]], None] = lambda f: f()
+        self._loop: Callable[[Callable[[], None]], object] = lambda f: f()
         self._queues: list[queue.SimpleQueue[tuple[Run, Job, Callable[[Run], None]] | None]] = [
             queue.SimpleQueue() for _ in range(threads)
         ]
@@ -106,7 +106,7 @@ class Engine:
     def threads(self) -> int:
         return len(self._queues)
 
-    def start(self, call_soon: Callable[[Callable[[], None]], None]) -> None:
+    def start(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         """``call_soon`` runs a function on the event loop (``loop.call_soon_threadsafe``)."""
         self._loop = call_soon
         for i, tasks in enumerate(self._queues):
@@ -132,8 +132,8 @@ class Engine:
         n_kept: int,
         snapshot_slots: I64,
     ) -> Run:
-        """Binds. ``values``: one array per step input, ``[steps, *shape]``; ``fresh``: bool by slot, cleared for what is
-        bound here; ``kept``, ``n_kept``: see Run. ``plan`` has one list of rectangles per thread."""
+        """Binds. ``values``: one array per step input, ``[steps, *shape]``; ``fresh``: bool by slot, cleared for what
+        is bound here; ``kept``, ``n_kept``: see Run. ``plan`` has one list of rectangles per thread."""
         outputs = tuple(np.empty((n_kept, *o.shape), o.dtype) for o in self._reads)
         threads = len(plan)
         jobs = []
@@ -154,9 +154,9 @@ class Engine:
             at = positions if contract.time_axis == 0 else np.ascontiguousarray(positions.T)
         binding = self._session.io_binding()
         keeps: list[AnyArray] = []
-        for spec, column in zip(contract.steps, values):
+        for step, column in zip(contract.steps, values):
             x = column[at]
-            binding.bind_cpu_input(spec.name, x)
+            binding.bind_cpu_input(step.name, x)
             keeps.append(x)
         if contract.states:
             new = fresh[slots]
@@ -214,7 +214,7 @@ class Engine:
                 job.calls[i] = None  # type: ignore[call-overload]  # its buffers are free as soon as they are read
             if len(job.snapshot):
                 run.rows[job.snapshot] = self.arena.read(run.snapshot_slots[job.snapshot])
-        except Exception as error:  # onnxruntime raises a class per status, with no common base
+        except Exception as error:  # noqa: BLE001  # onnxruntime raises a class per status, with no common base
             run.error = error
         finally:
             job.seconds = time.perf_counter() - began

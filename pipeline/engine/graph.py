@@ -69,7 +69,7 @@ def wrap(model: onnx.ModelProto, contract: Contract, reads: Sequence[str]) -> on
         before.append(helper.make_node("Unsqueeze", [SLOTS, constant("eddy.last", np.array([1]))], ["eddy.to"]))
     for dtype, group in contract.states_by_dtype().items():
         width = sum(s.size for s in group)
-        shape = ["slots", width]
+        shape: list[str | int | None] = ["slots", width]
         inputs.append(helper.make_tensor_value_info(arena_in(dtype), DTYPES[dtype], shape))
         outputs.append(helper.make_tensor_value_info(arena_out(dtype), DTYPES[dtype], shape))
         pieces = [f"eddy.row.{s.input}" for s in group]
@@ -104,7 +104,7 @@ def _at_least_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         return copy
     try:
         return version_converter.convert_version(model, OPSET_LEAST)
-    except Exception as error:  # the converter raises RuntimeError, IndexError and its own
+    except Exception as error:  # noqa: BLE001  # the converter raises RuntimeError, IndexError and its own
         raise ModelError(
             f"the model's opset is {opset}, Eddy needs {OPSET_LEAST}, and it cannot be converted ({error});"
             f" export it with opset {OPSET_LEAST} or newer"

@@ -1,6 +1,6 @@
 """Execution providers: which device runs the model, never silently another than the user thinks.
 
-``require``: every listed provider must be there, the first must take nodes, and no node may run on one that is not listed.
+``require``: every listed provider must be there, the first must take nodes, and no node may run on one not listed.
 ``prefer``: what is missing or takes nothing is left out, with a warning that says what runs instead.
 """
 
@@ -49,7 +49,7 @@ def open_session(
     listed = [(p, dict(options.get(p, {}))) for p in wanted]
     try:
         session = ort.InferenceSession(model.SerializeToString(), settings, providers=listed)
-    except Exception as error:  # onnxruntime raises a class per status, with no common base
+    except Exception as error:  # noqa: BLE001  # onnxruntime raises a class per status, with no common base
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"onnxruntime cannot load the model on {', '.join(wanted)}: {first}") from None
     _check_assignment(session, providers, policy)

@@ -29,7 +29,7 @@ class Index(dict[bytes, int]):
 
 
 class Slots:
-    """See the module. ``codec`` and ``head`` are the streams' bounded memories, ``uint8 [slots, bytes]``; zero is new."""
+    """See the module. ``codec`` and ``head``: the streams' bounded memories, ``uint8 [slots, bytes]``; zero is new."""
 
     def __init__(self, slots: int, codec_bytes: int, head_bytes: int) -> None:
         total = slots + FIRST
@@ -44,6 +44,8 @@ class Slots:
         """Which stream this is: every stream that takes a slot gets the next number. Tells a slot's tenants apart."""
         self.fresh: Bools = np.zeros(total, np.bool_)
         """The next call of the engine gives the stream its initial state."""
+        self.busy: Bools = np.zeros(total, np.bool_)
+        """A prompt or a generated step is in flight, or the next one is due: the stream's next record waits."""
         self._free = list(range(total - 1, FIRST - 1, -1))
         self._serials = 0
 
@@ -67,6 +69,7 @@ class Slots:
         self.applied[slot] = -1
         self.serial[slot] = self._serials
         self.fresh[slot] = True
+        self.busy[slot] = False
         self.codec[slot] = 0
         self.head[slot] = 0
         return slot
@@ -79,7 +82,7 @@ class Slots:
             self._free.append(slot)
 
     def lookup(self, index: Index, keys: list[bytes]) -> I64:
-        """Slots of these streams, new ones included; fewer than ``keys`` when the slots ran out: those that come first."""
+        """Slots of these streams, new ones included; when the slots run out, only of those that come first."""
         try:
             return np.fromiter(map(index.__getitem__, keys), np.int64, len(keys))
         except SlotsExhausted:

@@ -2,7 +2,7 @@
 
 Value: a header of 24 bytes, then the row (model states by dtype, the codec's memory, the head's memory)::
 
-    version u8 | flags u8 (1: ended) | zero u16 | zero u32 | digest of the state schema, 8 bytes | A, int64 little-endian
+    version u8 | flags u8 (1: ended) | zero, 6 bytes | digest of the state schema, 8 bytes | A, int64 little-endian
 
 An ended stream has the header alone (X5): A is the offset of the record that ended it.
 """
@@ -60,7 +60,7 @@ class Snapshots:
         )
 
     def records(self, digest: bytes, now_ms: int) -> Records:
-        """Changelog records. Ended streams come first: a stream that began again under the same key comes after its end."""
+        """Changelog records. Ends come first: a stream that began again under the same key comes after its end."""
         parts = []
         if len(self.ended_keys):
             headers = _headers(digest, self.ended_applied, ENDED)

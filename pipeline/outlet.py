@@ -1,0 +1,203 @@
+"""From a finished run to what each partition may commit: the head answers, the answers are sorted by partition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.columns import I64, U8, Headers, Records, source_column
+from pipeline.contract import Contract
+from pipeline.engine.graph import SCRATCH
+from pipeline.heads import NOTHING, Answered, Finished, Head
+from pipeline.partition import Done, Memory
+from pipeline.poll import Poll, Share
+from pipeline.streams.slots import Slots
+from pipeline.streams.snapshots import Snapshots, assemble
+
+TRACE = "traceparent"
+
+
+class Outlet:
+    """See the module. Runs on the event loop, without a clock and without I/O."""
+
+    def __init__(
+        self, contract: Contract, head: Head, slots: Slots, *, header_model: bool, header_source: bool
+    ) -> None:
+        self._head, self._slots = head, slots
+        self._constant = (("eddy-model", contract.label.encode()),) if header_model else ()
+        self._header_source = header_source
+
+    def finish(self, poll: Poll) -> None:
+        """The run is back without an error: answers go to their partitions' memories. Polls in order (S3)."""
+        n = len(poll.keys)
+        answered = self._answer(poll)
+        told = NOTHING
+        if len(poll.fed):
+            outputs = tuple(o[n:] for o in poll.run.outputs)
+            names = [self._slots.keys[s] for s in poll.fed.tolist()]
+            told = self._head.fed(poll.fed, names, outputs, self._slots.head)
+        head_rows = self._slots.head[poll.advanced]
+        rows = assemble(poll.run.rows, poll.codec_rows, head_rows)
+        owners = self._slots.partition[poll.advanced]
+        going = self._still_generating(poll)
+        for share in poll.shares:
+            memory = share.memory
+            memory.in_flight -= 1
+            mine = owners == memory.partition if len(poll.shares) > 1 else slice(None)
+            if memory.closed:
+                memory.release_if_idle(self._slots)
+                self._release_ended(poll, share)
+                continue
+            outputs_of = Records.join(
+                [
+                    self._records_out(poll, share, answered),
+                    self._fed_out(poll, share, told),
+                ]
+            )
+            done = Done(
+                share.next_offset, outputs_of, self._dead_out(poll, share), self._snapshots(poll, share, mine, rows)
+            )
+            memory.finished(done, share.input_bytes)
+            if going is not None:
+                active = going[self._slots.partition[going] == memory.partition]
+                if len(active):
+                    memory.feedable.append(active)
+            self._release_ended(poll, share)
+
+    def abandon(self, poll: Poll) -> None:
+        """The run failed: its rows are torn. The memories are closed by the caller before."""
+        for share in poll.shares:
+            share.memory.in_flight -= 1
+            share.memory.release_if_idle(self._slots)
+            self._release_ended(poll, share)
+
+    def restore(self, memory: Memory, slots: I64) -> None:
+        """Streams that a takeover brought back: those that were generating go on."""
+        self._slots.busy[slots] = False
+        if self._head.generates and len(slots):
+            active = slots[self._head.active(slots, self._slots.head)]
+            self._slots.busy[active] = True
+            if len(active):
+                memory.feedable.append(active)
+
+    def _release_ended(self, poll: Poll, share: Share) -> None:
+        if poll.ended[share.a : share.b].any():
+            gone = poll.slots[share.a : share.b][poll.ended[share.a : share.b]]
+            self._slots.busy[gone] = False
+            self._slots.release(gone.tolist())
+
+    def _answer(self, poll: Poll) -> Answered:
+        """The head's answers, their index being the record in the poll."""
+        n = len(poll.keys)
+        if not n:
+            return NOTHING
+        whole = poll.run.outputs
+        if len(poll.fed):
+            steps = n if self._head.keeps == "last" else poll.steps
+            whole = tuple(o[:steps] for o in whole)
+        if not poll.failed:
+            finished = Finished(
+                poll.slots, poll.counts, poll.keys, poll.offsets, poll.timestamps, poll.headers, whole, poll.ended
+            )
+            return self._head.answer(finished, self._slots.head)
+        good = np.array([i for i in range(n) if i not in poll.failed], np.int64)
+        picked = good.tolist()
+        finished = Finished(
+            poll.slots[good],
+            poll.counts[good],
+            [poll.keys[i] for i in picked],
+            poll.offsets[good],
+            poll.timestamps[good],
+            [poll.headers[i] for i in picked] if poll.headers is not None else None,
+            tuple(o[good] for o in whole) if self._head.keeps == "last" else whole,
+            poll.ended[good],
+        )
+        answered = self._head.answer(finished, self._slots.head)
+        answered.index = good[answered.index]
+        return answered
+
+    def _still_generating(self, poll: Poll) -> I64 | None:
+        if not self._head.generates:
+            return None
+        mine = np.concatenate([poll.slots[~poll.ended], poll.fed])
+        mine = mine[mine != SCRATCH]
+        active = self._head.active(mine, self._slots.head)
+        quiet = mine[~active]
+        self._slots.busy[quiet] = False
+        rested = set(self._slots.partition[quiet].tolist())
+        for share in poll.shares:
+            if share.memory.partition in rested and share.memory.blocked == "generation":
+                share.memory.blocked = None
+        going: I64 = mine[active]
+        return going
+
+    def _records_out(self, poll: Poll, share: Share, answered: Answered) -> Records:
+        lo, hi = np.searchsorted(answered.index, (share.a, share.b)).tolist()
+        if lo == hi:
+            return Records.none()
+        index = answered.index[lo:hi]
+        if hi - lo == share.b - share.a and index[0] == share.a and index[-1] == share.b - 1:
+            keys, offsets = poll.keys[share.a : share.b], poll.offsets[share.a : share.b]
+            timestamps = poll.timestamps[share.a : share.b]
+        else:
+            keys = [poll.keys[i] for i in index.tolist()]
+            offsets, timestamps = poll.offsets[index], poll.timestamps[index]
+        extra = answered.extra[lo:hi] if answered.extra is not None else None
+        if poll.headers is not None:
+            extra = _with_trace(extra, [poll.headers[i] for i in index.tolist()])
+        return self._stamp(share, keys, answered.values[lo:hi], timestamps, offsets, extra)
+
+    def _fed_out(self, poll: Poll, share: Share, told: Answered) -> Records:
+        lo, hi = np.searchsorted(told.index, (share.fed_a, share.fed_b)).tolist()
+        if lo == hi or told.offsets is None or told.timestamps is None:
+            return Records.none()
+        keys = [self._slots.keys[s] for s in poll.fed[told.index[lo:hi]].tolist()]
+        extra = told.extra[lo:hi] if told.extra is not None else None
+        return self._stamp(share, keys, told.values[lo:hi], told.timestamps[lo:hi], told.offsets[lo:hi], extra)
+
+    def _stamp(
+        self, share: Share, keys: list[bytes], values: Any, timestamps: I64, offsets: I64, extra: list[Headers] | None
+    ) -> Records:
+        source = (("eddy-source", source_column(share.memory.partition, offsets)),) if self._header_source else ()
+        return Records(keys, values, timestamps, self._constant, source, extra)
+
+    def _dead_out(self, poll: Poll, share: Share) -> Records:
+        """Dead letters: the original bytes and headers, and why. Per record: they are few."""
+        mine = [i for i in sorted(poll.failed) if share.a <= i < share.b] if poll.failed else []
+        if not mine:
+            return Records.none()
+        keys: list[bytes | None] = []
+        values: list[bytes | None] = []
+        extra: list[Headers] = []
+        for i in mine:
+            error, key, value = poll.failed[i]
+            original = list(poll.headers[i]) if poll.headers is not None else []
+            keys.append(key)
+            values.append(value)
+            extra.append([*original, ("eddy-error", error.reason.encode()), ("eddy-message", str(error).encode())])
+        source = source_column(share.memory.partition, poll.offsets[mine])
+        return Records(keys, values, poll.timestamps[mine], self._constant, (("eddy-source", source),), extra)
+
+    def _snapshots(self, poll: Poll, share: Share, mine: Any, rows: U8) -> Snapshots:
+        slots = poll.advanced[mine]
+        ended = np.flatnonzero(poll.ended[share.a : share.b]) + share.a
+        return Snapshots(
+            self._slots.serial[slots],
+            [self._slots.keys[s] for s in slots.tolist()],
+            poll.applied[mine],
+            rows[mine],
+            self._slots.serial[poll.slots[ended]],
+            [poll.keys[i] for i in ended.tolist()],
+            poll.offsets[ended],
+        )
+
+
+def _with_trace(extra: list[Headers] | None, originals: list[Headers]) -> list[Headers] | None:
+    """``traceparent`` is passed on where present."""
+    traces = [[h for h in headers if h[0] == TRACE] for headers in originals]
+    if not any(traces):
+        return extra
+    before: Sequence[Headers] = extra if extra is not None else [()] * len(traces)
+    return [[*own, *trace] for own, trace in zip(before, traces)]

@@ -1,0 +1,177 @@
+"""A partition's memory: what a commit holds, and what it never holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.columns import Membership, Records, Segment
+from pipeline.errors import Broken
+from pipeline.partition import MARK_VERSION, Done, Mark, Memory, Tags
+from pipeline.streams.slots import Index, Slots
+from pipeline.streams.snapshots import Snapshots
+
+DIGEST = b"12345678"
+TAGS = Tags(b"process1")
+
+
+def memory(base: bytes | None = b"t" * 16, committed: int = 0) -> tuple[Memory, Slots]:
+    slots = Slots(8, 0, 0)
+    return Memory(0, Membership("g", 1, "m"), base, committed, Index(slots, 0), committed), slots
+
+
+def snapshots(live: dict[bytes, tuple[int, int]] | None = None, ended: dict[bytes, tuple[int, int]] | None = None):
+    """Key -> (serial, A)."""
+    live, ended = live or {}, ended or {}
+    return Snapshots(
+        np.array([s for s, _ in live.values()], np.int64),
+        list(live),
+        np.array([a for _, a in live.values()], np.int64),
+        np.array([[s] for s, _ in live.values()], np.uint8).reshape(len(live), 1),
+        np.array([s for s, _ in ended.values()], np.int64),
+        list(ended),
+        np.array([a for _, a in ended.values()], np.int64),
+    )
+
+
+def done(next_offset: int, *keys: bytes, snaps: Snapshots | None = None) -> Done:
+    outputs = Records(list(keys), np.zeros((len(keys), 3), np.uint8), np.zeros(len(keys), np.int64))
+    return Done(next_offset, outputs, Records.none(), snaps if snaps is not None else snapshots())
+
+
+def identity(records: Records) -> Records:
+    return records
+
+
+@given(
+    st.binary(min_size=16, max_size=16),
+    st.integers(0, 2**62),
+    st.integers(0, 2**62),
+    st.lists(st.tuples(st.integers(0, 2**62), st.integers(1, 2**31)), max_size=20),
+)
+def test_the_mark_comes_back_as_it_was_written(tag, committed, replay_from, runs):
+    mark = Mark(tag, committed, replay_from, DIGEST, tuple(runs))
+    assert Mark.decode(mark.encode()) == mark
+
+
+@pytest.mark.parametrize("text", ["", "consumer-1", "AAAA", "!!!!", "ÿ"])
+def test_foreign_metadata_is_no_mark(text):
+    assert Mark.decode(text) is None
+
+
+def test_a_part_holds_all_finished_polls_and_the_last_ones_offset():
+    m, _ = memory()
+    m.finished(done(3, b"a", b"b", snaps=snapshots({b"a": (1, 1), b"b": (2, 2)})), 0)
+    m.finished(done(5, b"a", snaps=snapshots({b"a": (1, 4)})), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 99, identity)
+    assert part is not None
+    assert part.committed == 5
+    assert list(part.outputs.keys) == [b"a", b"b", b"a"]
+    assert list(part.snapshots.keys) == [b"b", b"a"], "one snapshot a stream"
+    mark = Mark.decode(part.metadata)
+    assert mark == Mark(part.tag, 5, 5, DIGEST), "R = C (X6)"
+    applied = [int.from_bytes(bytes(v[16:24]), "little") for v in part.snapshots.values]
+    assert applied == [2, 4], "the newest of each (X5)"
+
+
+def test_a_stream_that_ended_and_began_again_has_its_new_row_after_its_end():
+    m, _ = memory()
+    m.finished(done(3, snaps=snapshots({b"a": (1, 1)})), 0)
+    m.finished(done(4, snaps=snapshots(ended={b"a": (1, 3)})), 0)
+    m.finished(done(6, snaps=snapshots({b"a": (7, 5)})), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 99, identity)
+    assert part is not None
+    values = part.snapshots.values
+    rows = [bytes(v) for v in values if v is not None]
+    assert list(part.snapshots.keys) == [b"a", b"a"]
+    assert [len(r) for r in rows] == [24, 25], "the end, an empty snapshot, comes first"
+    assert rows[1][24] == 7
+
+
+def test_a_stream_that_ended_leaves_no_row():
+    m, _ = memory()
+    m.finished(done(3, snaps=snapshots({b"a": (1, 1), b"b": (2, 2)})), 0)
+    m.finished(done(4, snaps=snapshots(ended={b"a": (1, 3)})), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 99, identity)
+    assert part is not None
+    assert list(part.snapshots.keys) == [b"a", b"b"]
+
+
+def test_one_part_at_a_time_and_it_stays_as_it_is():
+    m, _ = memory()
+    m.finished(done(3, b"a"), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 0, identity)
+    m.finished(done(4, b"a"), 0)
+    with pytest.raises(Broken):
+        m.freeze(TAGS.next(), DIGEST, 0, identity)
+    assert m.frozen is part
+    assert part is not None
+    m.saved(part)
+    assert (m.base, m.committed) == (part.tag, 3)
+    assert m.freeze(TAGS.next(), DIGEST, 0, identity) is not None
+
+
+def test_saving_another_part_than_the_frozen_one_is_a_bug_that_shows():
+    m, _ = memory()
+    m.finished(done(3, b"a"), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 0, identity)
+    assert part is not None
+    m.saved(part)
+    with pytest.raises(Broken):
+        m.saved(part)
+
+
+def test_c_never_falls():
+    m, _ = memory(committed=10)
+    m.finished(done(9), 0)
+    with pytest.raises(Broken, match="C would fall from 10 to 9"):
+        m.freeze(TAGS.next(), DIGEST, 0, identity)
+
+
+def test_nothing_new_makes_no_part_but_a_new_group_commits_its_start():
+    m, _ = memory(committed=4)
+    m.finished(done(4), 0)
+    assert m.freeze(TAGS.next(), DIGEST, 0, identity) is None
+    new, _ = memory(base=None, committed=4)
+    new.finished(done(4), 0)
+    part = new.freeze(TAGS.next(), DIGEST, 0, identity)
+    assert part is not None
+    assert part.committed == 4
+
+
+def test_tags_are_unique_and_carry_the_process():
+    tags = Tags(b"incarnat")
+    seen = {tags.next() for _ in range(1000)}
+    assert len(seen) == 1000
+    assert all(t.startswith(b"incarnat") and len(t) == 16 for t in seen)
+
+
+def test_bytes_are_counted_in_and_out():
+    m, _ = memory()
+    segment = Segment(0, [b"a"] * 10, [b"xyz"] * 10, np.arange(10), np.zeros(10, np.int64), 10, None, 30)
+    m.offer(segment)
+    assert m.backlog_bytes > 30
+    first = m.take(6, 1, 100)
+    assert first is not None
+    assert len(first) == 2, "three steps a record, six steps wanted"
+    m.give_back(first)
+    while (taken := m.take(1000, 1, 4)) is not None:
+        assert len(taken) <= 4
+    assert m.backlog_bytes == 0
+
+
+def test_slots_of_dropped_memory_come_free_with_the_last_run_that_has_them():
+    m, slots = memory()
+    slots.lookup(m.index, [b"a", b"b"])
+    m.in_flight = 1
+    m.close(slots)
+    assert slots.used == 2
+    m.in_flight = 0
+    m.release_if_idle(slots)
+    assert slots.used == 0
+
+
+def test_the_metadata_has_a_version():
+    assert Mark(b"t" * 16, 1, 1, DIGEST).version == MARK_VERSION
