@@ -1,0 +1,80 @@
+"""What every test may ask for. The real broker is started once a session."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from services.broker import Broker, BrokerUnavailable
+
+NewTopicName = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A real Apache Kafka with temporary data, shared by all tests: use topics and groups of your own."""
+    it = Broker()
+    try:
+        it.start()
+    except BrokerUnavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no embedded broker: {reason}")
+    yield it
+    it.stop()
+
+
+@pytest.fixture
+def own_broker() -> Iterator[Broker]:
+    """A broker for this test alone, to be killed and restarted."""
+    it = Broker()
+    try:
+        it.start()
+    except BrokerUnavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no embedded broker: {reason}")
+    yield it
+    it.stop()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """A name for a topic or group that no other test has."""
+
+    def name(stem: str) -> str:
+        test = "".join(c if c.isalnum() else "-" for c in request.node.name)[:60]
+        return f"{stem}-{test}-{next(_numbers)}"
+
+    return name
+
+
+async def create_topic(address: str, name: str, partitions: int = 1, **configs: str) -> str:
+    """Makes a topic (``cleanup_policy="compact"`` for ``cleanup.policy``) and returns its name."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=address)
+    await admin.start()
+    try:
+        settings = {key.replace("_", "."): value for key, value in configs.items()}
+        reply = await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
+        errors = [error for _, error, *_ in reply.topic_errors if error]
+        assert not errors, f"{name}: error {errors}"
+    finally:
+        await admin.close()
+    return name
+
+
+@pytest.fixture
+def new_topic(broker: Broker, unique: Callable[[str], str]) -> NewTopicName:
+    """``await new_topic(partitions=1, **configs)`` makes a topic on the shared broker and returns its unique name."""
+
+    async def make(partitions: int = 1, stem: str = "topic", **configs: str) -> str:
+        return await create_topic(broker.address, unique(stem), partitions, **configs)
+
+    return make
