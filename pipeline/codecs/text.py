@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.codecs.base import Codec, Steps
-from pipeline.codecs.settings import Settings, is_integer
+from pipeline.codecs.settings import Settings, is_integer, is_text
 from pipeline.columns import I64, U8, AnyArray
 from pipeline.contract import Contract
 from pipeline.errors import RecordError
@@ -188,7 +188,7 @@ def _are_characters(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and all(isinstance(c, str) and len(c) == 1 and not "\ud800" <= c <= "\udfff" for c in value)
+        and all(is_text(c) and len(c) == 1 for c in value)
         and len(set(value)) == len(value)
     )
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from pipeline.codecs.settings import Settings
+from pipeline.codecs.settings import Settings, is_text
 from pipeline.columns import U8, AnyArray
 from pipeline.contract import Contract
 from pipeline.heads.base import NOTHING, Answered, Finished, Head
@@ -39,7 +39,7 @@ class ClassifyHead(Head):
                 f"{len(labels)} labels for output {output.name!r} of {output.shape[0]} classes: they must be as many"
             )
         for label in labels:
-            if not isinstance(label, str):
+            if not is_text(label):
                 raise settings.error(f"label {label!r} is no text")
         self.reads = (output.name,)
         self._labels = [json.dumps(label, ensure_ascii=False) for label in labels]

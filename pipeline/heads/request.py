@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.codecs.settings import Settings, is_integer
+from pipeline.codecs.settings import Settings, is_integer, is_text
 from pipeline.columns import Headers
 from pipeline.errors import RecordError
 from pipeline.heads.visible import REPLACEMENT
@@ -131,5 +131,5 @@ def _are_stops(value: Any) -> bool:
         isinstance(value, Sequence)
         and not isinstance(value, str)
         and len(value) <= STOPS_MAX
-        and all(isinstance(v, str) and not any("\ud800" <= c <= "\udfff" for c in v) and _is_stop(v) for v in value)
+        and all(is_text(v) and _is_stop(v) for v in value)
     )
