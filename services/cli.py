@@ -13,13 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from export.commands import add_export_parser, add_train_parser
-
 from pipeline.errors import EddyError, UserError
 from services.broker import add_broker_parser
 from services.settings import add_settings
 
 BOOTSTRAP = "127.0.0.1:9092"
-Handler = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the process's exit code."""
     try:
         args = build_parser().parse_args(argv)
-        handler: Handler = args.handler
+        handler: Callable[[argparse.Namespace], int] = args.handler
         code = handler(args)
         sys.stdout.flush()
         return code

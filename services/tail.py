@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -32,14 +33,15 @@ def tail(args: argparse.Namespace) -> int:
 
 async def _tail(args: argparse.Namespace, decoder: Decoder) -> None:
     left = args.count
-    async for batch in follow(args.bootstrap_servers, args.topic, args.from_beginning, args.idle_timeout):
-        for record in batch[:left]:
-            print(_as_json(record, decoder) if args.json else _as_line(record, decoder))
-        sys.stdout.flush()
-        if left is not None:
-            left -= len(batch)
-            if left <= 0:
-                return
+    async with following(args.bootstrap_servers, args.topic, args.from_beginning) as consumer:
+        async for batch in batches(consumer, args.idle_timeout):
+            for record in batch[:left]:
+                print(_as_json(record, decoder) if args.json else _as_line(record, decoder))
+            sys.stdout.flush()
+            if left is not None:
+                left -= len(batch)
+                if left <= 0:
+                    return
 
 
 def _as_json(record: ConsumerRecord[bytes, bytes], decoder: Decoder) -> str:
@@ -60,36 +62,38 @@ def _as_line(record: ConsumerRecord[bytes, bytes], decoder: Decoder) -> str:
     return f"{key}\t{decoder.line(record.value)}"
 
 
-async def follow(
-    bootstrap_servers: str, topic: str, from_beginning: bool, idle_timeout_s: float | None = None
-) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
-    """Records of all partitions, read committed, in lists as they arrive; of one partition in order.
+@asynccontextmanager
+async def following(bootstrap_servers: str, topic: str, from_beginning: bool) -> AsyncIterator[AIOKafkaConsumer]:
+    """A reader of all partitions, read committed, whose place is fixed when the context is entered.
 
-    Ends after ``idle_timeout_s`` seconds without any (None: never). Raises TopicError, Unreachable.
+    Raises TopicError, Unreachable.
     """
     found = await need_topic(bootstrap_servers, topic)
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap_servers,
-        isolation_level="read_committed",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest" if from_beginning else "latest",
+        bootstrap_servers=bootstrap_servers, isolation_level="read_committed", enable_auto_commit=False
     )
     try:
         await consumer.start()
         partitions = [TopicPartition(topic, p) for p in range(found.partitions)]
         consumer.assign(partitions)
-        # Positions are asked for now: what is written while the first fetch is on its way belongs to "from now on".
         if from_beginning:
             await consumer.seek_to_beginning(*partitions)
         else:
             await consumer.seek_to_end(*partitions)
-        last = time.monotonic()
-        while idle_timeout_s is None or time.monotonic() - last < idle_timeout_s:
-            fetched = await consumer.getmany(timeout_ms=WAIT_MS)
-            if fetched:
-                yield [record for records in fetched.values() for record in records]
-                last = time.monotonic()
+        yield consumer
     except KafkaError:
         raise unreachable(bootstrap_servers) from None
     finally:
         await consumer.stop()
+
+
+async def batches(
+    consumer: AIOKafkaConsumer, idle_timeout_s: float | None = None
+) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
+    """Records in lists as they arrive, of one partition in order. Ends after so long without any (None: never)."""
+    last = time.monotonic()
+    while idle_timeout_s is None or time.monotonic() - last < idle_timeout_s:
+        fetched = await consumer.getmany(timeout_ms=WAIT_MS)
+        if fetched:
+            yield [record for records in fetched.values() for record in records]
+            last = time.monotonic()

@@ -1,0 +1,185 @@
+"""What the demo drives: a worker on an embedded Kafka, or one on ``memory`` inside this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from pipeline.errors import EddyError
+from services.cluster import connected, make_topic, quiet
+from services.embedded import DIE_WITH_PARENT, Broker
+from services.jars import KAFKA_VERSION, Progress
+from services.tail import batches, following
+
+INPUT, OUTPUT = "prompts", "texts"
+PARTITIONS = 4
+ASK_S = 0.03
+READY_MAX_S = 30.0
+STARTING = "starting the worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    key: str
+    text: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Generated text that became visible; ``finish`` says why no more comes."""
+
+    key: str
+    text: str
+    finish: str | None
+
+
+class Road(Protocol):
+    name: str
+    url: str
+    """Of the worker's pages."""
+    ended: asyncio.Future[str]
+    """Done, with the worker's last words, if it ends by itself."""
+
+    async def send(self, prompt: Prompt) -> None: ...
+
+    def pieces(self) -> AsyncIterator[list[Piece]]:
+        """From the beginning, in lists as they arrive; never ends."""
+
+
+def piece_of(key: bytes, value: bytes, headers: Mapping[str, bytes]) -> Piece:
+    finish = headers.get("eddy-finish")
+    return Piece(key.decode(), value.decode(), None if finish is None else finish.decode())
+
+
+class KafkaRoad:
+    """Over Kafka; the worker is another process."""
+
+    def __init__(self, worker: WorkerProcess, consumer: AIOKafkaConsumer, producer: AIOKafkaProducer) -> None:
+        self.name = f"Apache Kafka {KAFKA_VERSION}"
+        self.url = worker.url
+        self.ended = worker.ended
+        self._consumer, self._producer = consumer, producer
+
+    async def send(self, prompt: Prompt) -> None:
+        headers = [(name, value.encode()) for name, value in prompt.headers.items()]
+        await self._producer.send(INPUT, prompt.text.encode(), prompt.key.encode(), headers=headers)
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        async for records in batches(self._consumer):
+            yield [piece_of(r.key or b"", r.value or b"", dict(r.headers)) for r in records]
+
+
+@asynccontextmanager
+async def kafka_road(model: Path, progress: Progress) -> AsyncIterator[KafkaRoad]:
+    """Everything is ready inside; at the end the worker drains and the broker is gone. Raises BrokerUnavailable."""
+    quiet()
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker.running(progress=progress))
+        async with connected(broker.address) as client:
+            for topic in (INPUT, OUTPUT):
+                await make_topic(client, topic, PARTITIONS, 1)
+        worker = await stack.enter_async_context(worker_process(model, broker.address, progress))
+        consumer = await stack.enter_async_context(following(broker.address, OUTPUT, from_beginning=True))
+        producer = AIOKafkaProducer(bootstrap_servers=broker.address)
+        await producer.start()
+        stack.push_async_callback(producer.stop)
+        await worker.until_ready()
+        progress(STARTING, 1, 1)
+        yield KafkaRoad(worker, consumer, producer)
+
+
+@asynccontextmanager
+async def worker_process(model: Path, address: str, progress: Progress) -> AsyncIterator[WorkerProcess]:
+    """`eddy run`, started; at the end it drains. Raises EddyError with its own words if it fails."""
+    progress(STARTING, 0, 1)
+    command = [sys.executable, "-P", "-m", "services", "run", "--model", str(model), "--input", INPUT]
+    command += ["--output", OUTPUT, "--bootstrap-servers", address, "--http-port", "0", "--log-format", "json"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for us: we end the worker in order
+    )
+    worker = WorkerProcess(process)
+    try:
+        yield worker
+    finally:
+        await worker.end()
+    if process.returncode:
+        raise EddyError(f"the worker ended with exit code {process.returncode}: {worker.last_words}")
+
+
+class WorkerProcess:
+    """Reads a worker's log for the address of its pages, and for its last words."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[str] = loop.create_future()
+        self.last_words = "it said nothing"
+        self._address: asyncio.Future[str] = loop.create_future()
+        self._process = process
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def url(self) -> str:
+        """Known once ready."""
+        return self._address.result()
+
+    async def until_ready(self) -> None:
+        """Raises EddyError if the worker ends instead, or takes longer than READY_MAX_S."""
+        try:
+            async with asyncio.timeout(READY_MAX_S):
+                await asyncio.wait([self._address, self.ended], return_when=asyncio.FIRST_COMPLETED)
+                while not self.ended.done() and not await asyncio.to_thread(_answers, f"{self.url}/health/ready"):
+                    await asyncio.wait([self.ended], timeout=ASK_S)
+        except TimeoutError:
+            raise EddyError(f"the worker was not ready after {READY_MAX_S:g} s: {self.last_words}") from None
+        if self.ended.done():
+            raise EddyError(f"the worker ended while starting: {self.last_words}")
+
+    async def end(self) -> None:
+        """SIGTERM, and all it still has to say."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        await self._process.wait()
+        await self._reading
+
+    async def _read(self) -> None:
+        stderr = self._process.stderr
+        while stderr is not None and (line := await stderr.readline()):
+            text = line.decode("utf-8", "replace").strip()
+            try:
+                entry = json.loads(text)
+            except ValueError:
+                entry = {"level": "error", "message": text}  # `eddy: ...`, or a traceback
+            if "url" in entry and not self._address.done():
+                self._address.set_result(entry["url"])
+            if entry.get("level") in ("warning", "error", "critical"):
+                self.last_words = entry["message"]
+        self.ended.set_result(self.last_words)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
+@asynccontextmanager
+async def memory_road(model: Path, progress: Progress) -> AsyncIterator[Road]:
+    raise NotImplementedError
+    yield
