@@ -173,10 +173,11 @@ class Engine:
         return Call(binding, at, outputs, tuple(keeps))
 
     def submit(self, run: Run, done: Callable[[Run], None]) -> None:
-        """Runs it on the threads, or at once where that is cheaper; ``done`` is called on the event loop."""
+        """Runs it on the threads, or at once where that is cheaper or no thread was started; ``done`` is called on the
+        event loop."""
         run.left = len(run.jobs)
         run.queued = time.perf_counter()
-        if self.in_flight == 0 and run.steps * self._step_s < INLINE_S:
+        if not self._threads or (self.in_flight == 0 and run.steps * self._step_s < INLINE_S):
             self.in_flight += 1
             for job in run.jobs:
                 self._run(run, job)

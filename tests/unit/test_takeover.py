@@ -1,0 +1,97 @@
+"""X10: what a takeover believes, and what it refuses by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.columns import Changelog, Committed
+from pipeline.errors import TakeoverError
+from pipeline.partition import Mark
+from pipeline.streams.snapshots import Snapshots, restore
+from pipeline.takeover import Found, Start, check
+from pipeline.transport.base import LogRange
+
+DIGEST, OTHER = b"digest-1", b"digest-2"
+TAG = b"t" * 16
+
+
+def written(live: dict[bytes, int], ended: dict[bytes, int] | None = None, digest: bytes = DIGEST) -> Changelog:
+    """A changelog as the worker writes it: key -> A; rows of two bytes."""
+    ended = ended or {}
+    snapshots = Snapshots(
+        np.arange(len(live)),
+        list(live),
+        np.array(list(live.values()), np.int64),
+        np.arange(2 * len(live), dtype=np.uint8).reshape(-1, 2),
+        np.arange(len(ended)),
+        list(ended),
+        np.array(list(ended.values()), np.int64),
+    )
+    records = snapshots.records(digest, 0)
+    values = records.values
+    return Changelog([k for k in records.keys if k is not None], [bytes(v) for v in values if v is not None])
+
+
+def found(
+    offset: int | None = 10,
+    *,
+    mark: Mark | str | None = "own",
+    log: tuple[int, int] = (0, 20),
+    changelog: Changelog | None = None,
+    row_bytes: int = 2,
+) -> Found:
+    own = Mark(TAG, offset, offset, DIGEST) if offset is not None else None
+    chosen = own if mark == "own" else mark
+    assert not isinstance(chosen, str)
+    restored = restore([changelog] if changelog else [], DIGEST, row_bytes)
+    return Found(3, None if offset is None else Committed(offset, ""), chosen, LogRange(*log), restored)
+
+
+def test_a_new_group_has_no_start_yet():
+    assert check(found(None, mark=None), DIGEST) is None
+
+
+def test_a_group_goes_on_where_it_was():
+    f = found(10, changelog=written({b"a": 9, b"b": 2}, {b"c": 5}))
+    assert check(f, DIGEST) == Start(10, 10, TAG)
+    assert f.restored.keys == [b"a", b"b"]
+    assert f.restored.applied.tolist() == [9, 2]
+    assert f.restored.rows.tolist() == [[0, 1], [2, 3]]
+    assert f.restored.ended == {b"c": 5}
+
+
+def test_an_offset_set_before_anything_was_served_is_a_start():
+    assert check(found(10, mark=None), DIGEST) == Start(10, 10, None)
+
+
+def test_the_newest_snapshot_of_a_key_counts():
+    restored = restore([written({b"a": 1, b"b": 2}), written({b"b": 7}, {b"a": 4})], DIGEST, 2)
+    assert (restored.keys, restored.applied.tolist(), restored.ended) == ([b"b"], [7], {b"a": 4})
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (found(None, mark=None, changelog=written({b"a": 1})), "no offset"),
+        (found(10, mark=None, changelog=written({b"a": 1})), "another tool has set this group's offset"),
+        (found(10, mark=None, log=(11, 20)), "outside the log 11..20"),
+        (found(10, mark=Mark(TAG, 9, 9, DIGEST)), "does not match its metadata's C 9"),
+        (found(10, mark=Mark(TAG, 10, 10, OTHER)), "another state schema"),
+        (found(10, mark=Mark(TAG, 10, 10, DIGEST, version=9)), "newer worker"),
+        (found(10, mark=Mark(TAG, 10, 10, DIGEST, ((12, 1),))), "done offsets above C"),
+        (found(10, log=(11, 20)), "its retention has passed"),
+        (found(10, log=(0, 9)), "beyond the log's end"),
+        (found(10, changelog=written({b"late": 10})), "stream b'late' is at offset 10"),
+        (found(10, changelog=written({}, {b"gone": 12})), "stream b'gone' is at offset 12"),
+        (found(10, changelog=written({b"a": 1}, digest=OTHER)), "stream b'a' was written by a model with another"),
+        (found(10, changelog=written({b"a": 1}), row_bytes=5), "has 26 bytes, expected 29"),
+        (found(10, changelog=Changelog([b"a"], [b"short"])), "has 5 bytes, less than"),
+        (found(10, changelog=Changelog([b"a"], [b"\xff" * 26])), "has version 255"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(case, message):
+    with pytest.raises(TakeoverError, match=message) as raised:
+        check(case, DIGEST)
+    assert raised.value.partition == 3
+    assert str(raised.value).startswith("partition 3: ")
