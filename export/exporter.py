@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 from torch import nn
@@ -18,11 +17,12 @@ from torch import nn
 from export.card import CardText, write_card
 from export.graph import to_onnx
 from export.memory import fit_memory
-from export.parity import Parity, differ, prove, tolerance_of
+from export.parity import TOLERANCE, Parity, differ, prove, tolerance_of
 from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, outputs_of, subject
 from export.spec import parse_step
-from pipeline.contract import CodecSpec, Contract, HeadSpec, StepInput, write_contract
-from pipeline.errors import ModelError
+from pipeline.contract import CodecSpec, Contract, HeadSpec, StepInput
+from pipeline.errors import ConfigError, ModelError
+from pipeline.model_file import write_contract
 
 MEGABYTE = 1_000_000
 
@@ -34,6 +34,8 @@ class Exported:
     file: Path
     contract: Contract
     parity: Parity
+    notes: tuple[str, ...] = ()
+    """What the maker should know although the proof passed, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def export_module(
     options = options or ExportOptions()
     folder = Path(output)
     if not folder.name.isdigit() or not folder.parent.name:
-        raise ModelError(
+        raise ConfigError(
             f"--output {folder}: expected NAME/VERSION with a whole-number version, as in models/my-model/1"
         )
     given = [steps] if isinstance(steps, (str, StepInput)) else list(steps)
@@ -84,23 +86,24 @@ def export_module(
     of = subject(module, inputs, options.step_limit, options.state_names)
     dtypes = [s.dtype for s in inputs] + [s.dtype for s in of.states]
     tolerance = tolerance_of(dtypes, options.tolerance)
-    layout = find_layout(of, differ(tolerance), _wanted(options.time_axis))
-    contract = fit_memory(
-        _named_apart(
-            Contract(
-                name=folder.parent.name,
-                model_version=folder.name,
-                steps=inputs,
-                states=of.states,
-                outputs=outputs_of(of, layout, options.output_names),
-                codec=CodecSpec(codec) if isinstance(codec, str) else codec,
-                head=HeadSpec(head) if isinstance(head, str) else head,
-                time_axis=layout.time_axis,
-                batch_axis=layout.batch_axis,
-            )
+    # Probing compares torch with itself, whose rounding is no fault of the module: a finer tolerance is the proof's.
+    layout = find_layout(of, differ(max(tolerance, TOLERANCE)), _wanted(options.time_axis))
+    contract = _named_apart(
+        Contract(
+            name=folder.parent.name,
+            model_version=folder.name,
+            steps=inputs,
+            states=of.states,
+            outputs=outputs_of(of, layout, options.output_names),
+            codec=CodecSpec(codec) if isinstance(codec, str) else codec,
+            head=HeadSpec(head) if isinstance(head, str) else head,
+            time_axis=layout.time_axis,
+            batch_axis=layout.batch_axis,
         )
     )
-    model, contract, parity = _prove_or_step(of, layout, contract, tolerance)
+    _ask(contract)
+    contract = fit_memory(contract)
+    model, contract, parity, notes = _prove_or_step(of, layout, contract, tolerance)
     size = model.ByteSize()
     if size > options.max_megabytes * MEGABYTE:
         raise ModelError(
@@ -114,7 +117,7 @@ def export_module(
     onnx.save(model, str(beside))
     os.replace(beside, file)
     write_card(folder / "README.md", contract, parity, file.stat().st_size, options.card)
-    return Exported(file, contract, parity)
+    return Exported(file, contract, parity, notes)
 
 
 def _wanted(time_axis: str) -> tuple[Layout, ...]:
@@ -122,8 +125,29 @@ def _wanted(time_axis: str) -> tuple[Layout, ...]:
         return LAYOUTS
     axes: dict[str, int | None] = {"0": 0, "1": 1, "none": None}
     if time_axis not in axes:
-        raise ModelError(f"--time-axis {time_axis!r}: expected auto, 0, 1 or none")
+        raise ConfigError(f"--time-axis {time_axis!r}: expected auto, 0, 1 or none")
     return tuple(layout for layout in LAYOUTS if layout.time_axis == axes[time_axis])
+
+
+def _ask(contract: Contract) -> None:
+    """What codec and head need and no module shows. Raises ConfigError with the flag that says it."""
+    head, outputs = contract.head, contract.outputs
+    names = ", ".join(o.name for o in outputs)
+    if head.kind in ("classify", "generate") and head.output is None and len(outputs) > 1:
+        raise ConfigError(f"the head {head.kind} reads one of the outputs {names}: give --head-output NAME")
+    if head.output is not None and head.output not in [o.name for o in outputs]:
+        raise ConfigError(f"--head-output {head.output}: the module's outputs are {names}")
+    if head.kind == "classify" and not head.labels:
+        output = contract.output(head.output or outputs[0].name)
+        raise ConfigError(
+            f"the head classify needs a label for each class of output {output.name} {list(output.shape)}:"
+            " give --labels A,B"
+        )
+    if contract.codec.kind == "text" and "unit" not in contract.codec.settings:
+        raise ConfigError(
+            "the codec text must know what a token is: give --codec-setting unit=bytes, or --codec-setting"
+            " unit=characters with --codec-setting vocabulary=@FILE (a JSON list of characters, in the tokens' order)"
+        )
 
 
 def _named_apart(contract: Contract) -> Contract:
@@ -141,35 +165,27 @@ def _named_apart(contract: Contract) -> Contract:
 
 def _prove_or_step(
     of: Subject, layout: Layout, contract: Contract, tolerance: float
-) -> tuple[onnx.ModelProto, Contract, Parity]:
+) -> tuple[onnx.ModelProto, Contract, Parity, tuple[str, ...]]:
     """A Python loop over the steps is traced with its length frozen: then the graph takes one step at a time."""
     tries = [layout]
     if layout.time_axis is not None and not layout.stepwise:
         tries.append(Layout(layout.time_axis, layout.batch_axis, stepwise=True))
-    reasons = []
+    reason, notes = "", []
+    if layout.stepwise:
+        notes.append("forward takes one step of a stream at a time, so a record of many steps takes as many calls")
     for one in tries:
         fitting = contract if one.many else replace(contract, time_axis=None, batch_axis=0)
-        model = to_onnx(of, one, fitting)
+        traced = to_onnx(of, one, fitting)
         try:
-            return model, fitting, prove(of, one, model, fitting, tolerance)
+            parity = prove(of, one, traced.model, fitting, tolerance)
+            notes += [
+                f"tracing froze a value at {place}: it must not change from call to call" for place in traced.frozen
+            ]
+            return traced.model, fitting, parity, tuple(notes)
         except Misfit as misfit:
-            reasons.append(str(misfit))
-    raise ModelError(f"the exported graph does not do what the module does: {reasons[-1]}")
-
-
-def spec_settings(pairs: Sequence[str], flag: str) -> dict[str, Any]:
-    """``key=value`` words as settings; a value is JSON where it can be read as such, else text. Raises ConfigError."""
-    import json
-
-    from pipeline.errors import ConfigError
-
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{flag} {pair!r}: expected KEY=VALUE")
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value
-    return settings
+            frozen = f"; tracing froze a value at {', '.join(traced.frozen)}" if traced.frozen else ""
+            reason = f"{misfit}{frozen}"
+            notes.append(
+                f"the graph takes one step of a stream at a time, because over several it does not hold ({reason})"
+            )
+    raise ModelError(f"the exported graph does not do what the module does: {reason}")

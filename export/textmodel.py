@@ -14,8 +14,9 @@ from export.exporter import Exported, export_module
 from export.nets import TextNet
 from export.text import BREAK, Alphabet, Corpus, load_corpus, xz_bits_per_character
 from export.training import load_text_net
-from pipeline.contract import CodecSpec, HeadSpec, StepInput, load_graph, read_contract
+from pipeline.contract import CodecSpec, HeadSpec, StepInput
 from pipeline.errors import ConfigError
+from pipeline.model_file import load_graph, read_contract
 
 GENERATE = {"max_steps": 200, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "stop": [], "end_token": None}
 """The head's settings where a prompt's headers say nothing else."""
@@ -55,7 +56,7 @@ def _card(net: TextNet, saved: dict[str, Any], corpus: Corpus, bits: float, comm
     return CardText(
         summary=(
             f"Goes on with a text, one {'byte' if saved['alphabet'] is None else 'character'} after the other: an"
-            f" embedding of {shape.embedding}, {shape.layers} {NAMES[shape.kind]} layers of {shape.units} units,"
+            f" embedding of {shape.embedding}, {shape.layers} {NAMES[shape.kind]} layer{'s' * (shape.layers > 1)} of {shape.units} units,"
             f" {weights:,} weights."
         ),
         data=(

@@ -4,7 +4,7 @@ The plain graph has the step inputs, one input and one output per state, and the
 outputs are ``[T, B, ...]`` (``time_axis`` 0, ``batch_axis`` 1), ``[B, T, ...]`` (1, 0) or, without a time axis,
 ``[B, ...]`` (None, 0). A state has a batch axis of its own.
 
-``check_graph`` holds a contract against the graph it came with and names what does not fit.
+``model_file.py`` reads and writes it, and holds it against its graph.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from pipeline.errors import ContractError, ModelError
+from pipeline.errors import ContractError
 
 METADATA_KEY = "eddy.contract"
 VERSION = 1
@@ -239,7 +237,7 @@ class Contract:
                 f"{where}: version is {raw.get('version')!r}, this Eddy reads {VERSION}; export the model again"
             )
         contract = _read(raw, where)
-        contract._check_self(where)
+        contract.check(where)
         digest = raw.get("digest")
         if digest is not None and digest != contract.digest.hex():
             raise ContractError(
@@ -248,7 +246,9 @@ class Contract:
             )
         return contract
 
-    def _check_self(self, where: str) -> None:
+    def check(self, where: str) -> None:
+        """What can be told without the graph. Raises ContractError naming ``where`` and what is wrong."""
+
         def need(condition: bool, message: str) -> None:
             if not condition:
                 raise ContractError(f"{where}: {message}")
@@ -355,103 +355,3 @@ def _read(raw: dict[str, Any], where: str) -> Contract:
         time_axis=take(raw, "time_axis", (int, none), ""),
         batching=take(raw, "batching", str, ""),
     )
-
-
-def find_model(path: Path) -> Path:
-    """``model.onnx`` itself, ``NAME/VERSION`` or ``NAME`` (then its highest version) -> the file.
-
-    Raises ModelError naming what was looked for.
-    """
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise ModelError(f"no model at {path}: expected a model.onnx, or a folder NAME/VERSION that holds one")
-    if (path / "model.onnx").is_file():
-        return path / "model.onnx"
-    versions = [p for p in path.iterdir() if p.name.isdigit() and (p / "model.onnx").is_file()]
-    if not versions:
-        raise ModelError(f"no model.onnx in {path} nor in a numbered version below it")
-    return max(versions, key=lambda p: int(p.name)) / "model.onnx"
-
-
-def load_graph(file: Path) -> onnx.ModelProto:
-    """Raises ModelError for a file that is no ONNX model."""
-    try:
-        model = onnx.load(str(file))
-        onnx.checker.check_model(model)
-    except Exception as error:  # noqa: BLE001  # protobuf and the checker raise whatever they like
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{file}: not a readable ONNX model ({first}); export it again") from None
-    return model
-
-
-def read_contract(model: onnx.ModelProto, where: str) -> Contract:
-    """The contract in the model's metadata, held against its graph. Raises ContractError."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            contract = Contract.from_json(entry.value, f"{where}: contract")
-            check_graph(contract, model, where)
-            return contract
-    raise ContractError(
-        f"{where}: no contract in the model's metadata ({METADATA_KEY}); write one with `eddy export` (from PyTorch)"
-    )
-
-
-def write_contract(model: onnx.ModelProto, contract: Contract, where: str = "model") -> None:
-    """Puts the contract into the metadata, replacing one that is there. Raises ContractError if it does not fit."""
-    contract._check_self(f"{where}: contract")
-    check_graph(contract, model, where)
-    kept = [(e.key, e.value) for e in model.metadata_props if e.key != METADATA_KEY]
-    del model.metadata_props[:]
-    for key, value in [*kept, (METADATA_KEY, contract.to_json())]:
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
-
-
-def check_graph(contract: Contract, model: onnx.ModelProto, where: str) -> None:
-    """Every input and output the contract names is in the graph with its dtype and shape, and no input is left over.
-
-    Raises ContractError naming the first thing that differs.
-    """
-    initialisers = {i.name for i in model.graph.initializer}
-    inputs = {v.name: v for v in model.graph.input if v.name not in initialisers}
-    outputs = {v.name: v for v in model.graph.output}
-    lead = 1 if contract.time_axis is None else 2
-
-    def check(
-        values: Mapping[str, onnx.ValueInfoProto], kind: str, name: str, dtype: str, dims: list[int | None]
-    ) -> None:
-        value = values.get(name)
-        if value is None:
-            known = ", ".join(values) or "none"
-            raise ContractError(f"{where}: the contract names {kind} {name!r}, the graph has {known}")
-        tensor = value.type.tensor_type
-        if tensor.elem_type != DTYPES[dtype]:
-            found = next((d for d, t in DTYPES.items() if t == tensor.elem_type), f"type {tensor.elem_type}")
-            raise ContractError(f"{where}: {kind} {name!r} is {found} in the graph, {dtype} in the contract")
-        if not tensor.HasField("shape"):
-            return
-        graph = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-        fits = len(graph) == len(dims) and all(g is None or d is None or g == d for g, d in zip(graph, dims))
-        if not fits:
-            show = [d if d is not None else "?" for d in graph]
-            want = [d if d is not None else "?" for d in dims]
-            raise ContractError(f"{where}: {kind} {name!r} has shape {show} in the graph, {want} in the contract")
-
-    for s in contract.steps:
-        check(inputs, "step input", s.name, s.dtype, [None] * lead + list(s.shape))
-    for c in contract.constants:
-        check(inputs, "constant input", c.name, c.dtype, list(c.shape))
-    for st in contract.states:
-        dims: list[int | None] = [None if i == st.batch_axis else d for i, d in enumerate(st.shape)]
-        check(inputs, "state input", st.input, st.dtype, dims)
-        check(outputs, "state output", st.output, st.dtype, dims)
-    for o in contract.outputs:
-        check(outputs, "output", o.name, o.dtype, [None] * lead + list(o.shape))
-    named = {s.name for s in contract.steps} | {c.name for c in contract.constants} | {s.input for s in contract.states}
-    extra = sorted(set(inputs) - named)
-    if extra:
-        raise ContractError(f"{where}: the graph needs input {extra[0]!r}, which the contract does not name")
-    clash = sorted(n for n in [*inputs, *outputs] if n.startswith(RESERVED))
-    if clash:
-        raise ContractError(f"{where}: the graph uses {clash[0]!r}; names beginning with {RESERVED!r} are reserved")

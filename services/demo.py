@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.contract import find_model, load_graph, read_contract
 from pipeline.errors import ConfigError, ContractError, EddyError
+from pipeline.model_file import find_model, load_graph, read_contract
 from services.broker import BrokerUnavailable
 from services.roads import INPUT, OUTPUT, PARTITIONS, Piece, Prompt, Road, kafka_road, memory_road
 from services.screen import Screen

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 
 from pipeline.columns import Rectangle
-from pipeline.contract import find_model, load_graph, read_contract
 from pipeline.errors import EddyError, ModelError
+from pipeline.model_file import find_model, load_graph, read_contract
 from services.cluster import connected, find_topics
 
 SERVING = ("aiokafka", "numpy", "onnx", "onnxruntime", "prometheus-client", "PyYAML", "tqdm")

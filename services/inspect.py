@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import Contract, find_model, load_graph, read_contract
+from pipeline.contract import Contract
 from pipeline.errors import ConfigError
+from pipeline.model_file import find_model, load_graph, read_contract
 
 
 def inspect(args: argparse.Namespace) -> int:

@@ -14,9 +14,10 @@ import onnx
 from prometheus_client import ProcessCollector
 
 from pipeline.config import Config
-from pipeline.contract import Contract, find_model, load_graph, read_contract
+from pipeline.contract import Contract
 from pipeline.errors import ConfigError
 from pipeline.metrics import Metrics
+from pipeline.model_file import find_model, load_graph, read_contract
 from pipeline.transport import connect
 from pipeline.worker import Worker
 from services import logs

@@ -14,7 +14,7 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from pipeline.contract import find_model, load_graph, read_contract
+from pipeline.model_file import find_model, load_graph, read_contract
 from services.cluster import need_topic, unreachable
 from services.values import Decoder, escape, headers_as_json
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.memory import fit_memory
-from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput, write_contract
+from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
+from pipeline.model_file import write_contract
 
 if TYPE_CHECKING:
     from torch import nn

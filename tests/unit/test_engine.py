@@ -11,25 +11,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline.contract import (
-    CodecSpec,
-    Constant,
-    Contract,
-    HeadSpec,
-    Output,
-    State,
-    StepInput,
-    load_graph,
-    read_contract,
-    write_contract,
-)
+from pipeline.contract import CodecSpec, Constant, Contract, HeadSpec, Output, State, StepInput
 from pipeline.engine import Engine, Run
 from pipeline.engine.arena import DeviceTensor
 from pipeline.engine.graph import FIRST
 from pipeline.errors import ContractError, ModelError, ProviderError
+from pipeline.model_file import load_graph, read_contract, write_contract
 from pipeline.scheduler import Limits, plan
 from tests.models import lstm_tensor, rolling_hash, rolling_hash_reference
-
 
 LIMITS = Limits()
 

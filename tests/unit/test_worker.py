@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from pipeline.config import Config
-from pipeline.contract import load_graph, read_contract
 from pipeline.metrics import Metrics
+from pipeline.model_file import load_graph, read_contract
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
 from pipeline.worker import Worker
 from tests.models import rolling_hash, rolling_hash_reference

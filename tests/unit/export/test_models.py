@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from pipeline.contract import load_graph, read_contract
+from pipeline.model_file import load_graph, read_contract
 from tests.models import HASH_INITIAL, PRIME, lstm_module, lstm_tensor, rolling_hash, rolling_hash_reference
 
 
