@@ -53,7 +53,7 @@ class Segment:
         if i >= len(self.keys):
             empty = Segment(self.partition, [], [], self.offsets[:0], self.timestamps[:0], self.next_offset)
             return self, empty
-        head_bytes = sum(len(v) for v in self.values[:i] if v is not None)
+        head_bytes = sum(map(len, filter(None, self.values[:i])))
         headers = self.headers
         first = Segment(
             self.partition,

@@ -128,7 +128,8 @@ class Outlet:
         self._slots.busy[quiet] = False
         rested = set(self._slots.partition[quiet].tolist())
         for share in poll.shares:
-            if share.memory.partition in rested and share.memory.blocked == "generation":
+            # Records were finished, or a generation ended: what waited at the backlog's head is worth another look.
+            if share.memory.blocked == "generation" and (share.b > share.a or share.memory.partition in rested):
                 share.memory.blocked = None
         going: I64 = mine[active]
         return going

@@ -140,10 +140,9 @@ class Worker:
             await self._transport.start(self)
             for name in (self._fetching, self._pumping, self._committing, self._gauging):
                 tasks.append(asyncio.create_task(name(), name=name.__name__.strip("_")))
-            stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-            waited: list[asyncio.Future[Any]] = [*tasks, stopping, self._fatal]
+            tasks.append(asyncio.create_task(self._until_stopping(), name="stopping"))
+            waited: list[asyncio.Future[Any]] = [*tasks, self._fatal]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
             self._raise_if_failed(tasks)
             await self._drain()
             self._raise_if_failed(tasks)
@@ -155,6 +154,9 @@ class Worker:
             await self._ownership.close()
             await self._transport.stop()
             self._engine.stop()
+
+    async def _until_stopping(self) -> None:
+        await self._stopping.wait()
 
     def _raise_if_failed(self, tasks: list[asyncio.Task[None]]) -> None:
         if self._fatal is not None and self._fatal.done():

@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 from pipeline.config import Config
 from pipeline.metrics import Metrics
 from pipeline.model_file import load_graph, read_contract
-from pipeline.transport.memory import MemoryBroker, MemoryTransport
+from pipeline.transport.memory import FETCH_RECORDS, MemoryBroker, MemoryTransport
 from pipeline.worker import Worker
 from tests.models import rolling_hash, rolling_hash_reference
 
@@ -270,17 +270,22 @@ async def test_new_streams_wait_for_slots_and_say_which_setting_to_raise(hash_mo
 async def test_the_queue_is_bounded_and_never_drops(hash_model):
     broker, rng = new_broker(), np.random.default_rng(9)
     sent = produce_steps(broker, rng, 20, 6000)
-    worker, _ = made(broker, hash_model, queue_bytes=65536, max_steps=500)
-    peak = 0
+    bound = 4 * 65_536
+    worker, _ = made(broker, hash_model, queue_bytes=bound, max_steps=50)
+    backlogs, waiting = [0], [0]
 
     def done() -> bool:
-        nonlocal peak
-        peak = max(peak, sum(m.backlog_bytes + m.uncommitted_bytes for m in worker._ownership.memories()))
+        memories = worker._ownership.memories()
+        backlogs.append(max((m.backlog_bytes for m in memories), default=0))
+        waiting.append(max((m.uncommitted_bytes for m in memories), default=0))
         return counted(broker) == 6000
 
     async with running(worker) as task:
         await until(broker, task, done)
     check(broker, sent)
+    fetch, poll = FETCH_RECORDS * 200, 50 * 400
+    assert max(backlogs) <= 65_536 + fetch, "at most one fetch more"
+    assert max(waiting) <= 65_536 + poll, "at most one poll more"
 
 
 async def test_stop_drains_what_is_in_flight(hash_model):
@@ -298,3 +303,18 @@ async def test_stop_drains_what_is_in_flight(hash_model):
     async with running(worker) as task:
         await until(broker, task, lambda: counted(broker) >= 4000)
     check(broker, sent)
+
+
+async def test_max_delay_lets_a_small_poll_wait_for_company(hash_model):
+    broker = new_broker()
+    value = (5).to_bytes(8, "little")
+    worker, metrics = made(broker, hash_model, max_delay_ms=500.0)
+    async with running(worker) as task:
+        await until(broker, task, lambda: len(broker.groups["g"].offsets) == PARTITIONS)  # the starts are committed
+        broker.produce("in", 0, b"a", value)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert sum(len(m.backlog) for m in worker._ownership.memories()) == 1, "it was fetched and waits"
+        broker.produce("in", 1, b"b", value)
+        await until(broker, task, lambda: counted(broker) == 2)
+    assert 'eddy_polls_total{model="rolling-hash",version="1"} 1.0' in generate_latest(metrics.registry).decode()

@@ -1,0 +1,184 @@
+"""Streams that feed themselves, over the transport in memory: the same text whatever happens to the workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.memory import fit_memory
+from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
+from pipeline.model_file import write_contract
+from pipeline.transport.memory import MemoryBroker
+from tests.models import FACTOR, GAIN, OFFSET, PRIME
+from tests.unit.test_worker import counted, made, new_broker, partition_of, running, until
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzé \n"
+
+
+@pytest.fixture(scope="module")
+def talking_hash(tmp_path_factory) -> Path:
+    """Its next letter depends on every letter before it, in integers: one step lost or repeated changes all after."""
+    n = helper.make_node
+    constants = {"prime": PRIME, "gain": GAIN, "offset": OFFSET, "factor": FACTOR, "size": len(LETTERS)}
+    nodes = [
+        n("Squeeze", ["h", "axis1"], ["h_flat"]),
+        n("Mul", ["h_flat", "factor"], ["a"]),
+        n("Mul", ["x", "gain"], ["b"]),
+        n("Add", ["a", "b"], ["c"]),
+        n("Add", ["c", "offset"], ["d"]),
+        n("Mod", ["d", "prime"], ["e"]),
+        n("Unsqueeze", ["e", "axis1"], ["h_next"]),
+        n("Mod", ["h_next", "size"], ["letter"]),
+        n("Sub", ["letters", "letter"], ["distance"]),
+        n("Abs", ["distance"], ["far"]),
+        n("Neg", ["far"], ["near"]),
+        n("Cast", ["near"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    initial = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
+    initial.append(numpy_helper.from_array(np.array([1], np.int64), "axis1"))
+    initial.append(numpy_helper.from_array(np.arange(len(LETTERS))[None], "letters"))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "talking_hash",
+        [info("x", TensorProto.INT64, ["B"]), info("h", TensorProto.INT64, ["B", 1])],
+        [info("logits", TensorProto.FLOAT, ["B", len(LETTERS)]), info("h_next", TensorProto.INT64, ["B", 1])],
+        initial,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    contract = Contract(
+        "talking-hash",
+        "1",
+        (StepInput("x", "int64"),),
+        (State("h", "h_next", "int64", (1, 1), 0, (7,)),),
+        (Output("logits", "float32", (len(LETTERS),)),),
+        CodecSpec("text", settings={"unit": "characters", "vocabulary": list(LETTERS)}),
+        HeadSpec("generate", "logits", settings={"max_steps": 150, "temperature": 1.0}),
+        batch_axis=0,
+        time_axis=None,
+    )
+    write_contract(model, fit_memory(contract))
+    file = tmp_path_factory.mktemp("talk") / "model.onnx"
+    onnx.save(model, str(file))
+    return file
+
+
+def prompt(broker: MemoryBroker, key: bytes, text: str, *headers: tuple[str, bytes]) -> None:
+    broker.produce("in", partition_of(key), key, text.encode(), headers)
+
+
+def finished(broker: MemoryBroker) -> int:
+    return sum(any(h[0] == "eddy-finish" for h in e.headers) for _, _, e in broker.records("out"))
+
+
+def texts(broker: MemoryBroker) -> dict[tuple[bytes, bytes], str]:
+    """(key, eddy-source) -> text, having checked that the steps are continuous and end once."""
+    got: dict[tuple[bytes, bytes], str] = defaultdict(str)
+    over: set[tuple[bytes, bytes]] = set()
+    for _, _, e in broker.records("out"):
+        headers = dict(e.headers)
+        stream = (e.key, headers["eddy-source"])
+        assert stream not in over, "nothing comes after the last piece"
+        assert int(headers["eddy-step"]) == len(got[stream]), "steps are continuous"
+        got[stream] += e.value.decode()
+        if "eddy-finish" in headers:
+            over.add(stream)
+    assert over == set(got)
+    return got
+
+
+PROMPTS = [(b"k%d" % (i % 9), f"prompt {'abcdefghi'[i % 9]} é {i * 'x'}".replace(" ", "\n")) for i in range(24)]
+
+
+async def undisturbed(file: Path, **settings) -> dict[tuple[bytes, bytes], str]:
+    broker = new_broker()
+    for key, text in PROMPTS:
+        prompt(broker, key, text, ("eddy-seed", b"11"))
+    worker, _ = made(broker, file, **settings)
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == len(PROMPTS))
+    return texts(broker)
+
+
+async def test_streams_generate_side_by_side_and_a_new_record_waits_for_its_streams_generation(talking_hash):
+    alone = await undisturbed(talking_hash, max_batch=1)
+    together = await undisturbed(talking_hash, engine_threads=2)
+    assert alone == together
+    assert len(alone) == len(PROMPTS)
+    assert all(len(text) == 150 for text in alone.values())
+
+
+async def test_generations_survive_the_death_of_their_worker_at_any_step(talking_hash):
+    want = await undisturbed(talking_hash)
+    broker, rng = new_broker(), np.random.default_rng(4)
+    for key, text in PROMPTS:
+        prompt(broker, key, text, ("eddy-seed", b"11"))
+    lives = 0
+    while finished(broker) < len(PROMPTS) and lives < 200:
+        worker, _ = made(broker, talking_hash, worker_id=f"w{lives}")
+        task = asyncio.create_task(worker.run())
+        for _ in range(int(rng.integers(8, 40))):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        lives += 1
+    assert lives > 10, "the generations were cut many times"
+    assert finished(broker) == len(PROMPTS)
+    assert texts(broker) == want
+
+
+async def test_settings_come_with_the_record_and_a_wrong_one_is_a_dead_letter(talking_hash):
+    broker = new_broker()
+    prompt(broker, b"a", "x", ("eddy-max-steps", b"3"), ("eddy-temperature", b"0"))
+    prompt(broker, b"b", "x", ("eddy-temperature", b"warm"))
+    prompt(broker, b"c", "caf\u00e9 \u4e2d", ("eddy-max-steps", b"3"))
+    prompt(broker, b"d", "x", ("eddy-max-steps", b"0"))
+    worker, _ = made(broker, talking_hash)
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == 1 and counted(broker, "in.dlq") == 2)
+    assert [len(t) for t in texts(broker).values()] == [3]
+    dead = {e.key: dict(e.headers) for _, _, e in broker.records("in.dlq")}
+    assert dead[b"b"]["eddy-error"] == b"header"
+    assert b"eddy-temperature" in dead[b"b"]["eddy-message"]
+    assert dead[b"c"]["eddy-error"] == b"vocabulary"
+
+
+async def test_a_null_record_waits_for_the_generation_and_ends_the_stream(talking_hash):
+    broker = new_broker()
+    settings = (("eddy-max-steps", b"20"), ("eddy-temperature", b"0"))
+    prompt(broker, b"a", "hello", *settings)
+    broker.produce("in", partition_of(b"a"), b"a", None)
+    prompt(broker, b"a", "hello", *settings)
+    worker, _ = made(broker, talking_hash)
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == 2)
+    first, second = texts(broker).values()
+    assert first == second, "the stream began anew"
+    assert len(first) == 20
+
+
+async def test_half_a_character_waits_in_the_row_across_a_restart(talking_hash):
+    broker = new_broker()
+    settings = (("eddy-max-steps", b"0"),)
+    p = partition_of(b"a")
+    broker.produce("in", p, b"a", b"caf\xc3", settings)
+    worker, _ = made(broker, talking_hash)
+    async with running(worker) as task:
+        await until(broker, task, lambda: p in broker.groups["g"].offsets and broker.groups["g"].offsets[p].offset == 1)
+    greedy = (("eddy-max-steps", b"5"), ("eddy-temperature", b"0"))
+    broker.produce("in", p, b"a", b"\xa9", greedy)
+    worker, _ = made(broker, talking_hash)
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == 1)
+    whole = new_broker()
+    whole.produce("in", p, b"a", "café".encode(), greedy)
+    worker, _ = made(whole, talking_hash)
+    async with running(worker) as task:
+        await until(whole, task, lambda: finished(whole) == 1)
+    assert list(texts(broker).values()) == list(texts(whole).values())
