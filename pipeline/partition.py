@@ -163,30 +163,23 @@ class Memory:
         """
         if self.frozen is not None:
             raise Broken(f"partition {self.partition}: a second part while {self.frozen.tag.hex()} is frozen")
-        if not self.pending:
+        new_group = self.base is None
+        if not self.pending and not new_group:
             return None
         done, self.pending = self.pending, []
         size = sum(d.nbytes for d in done)
-        committed = done[-1].next_offset
+        committed = done[-1].next_offset if done else self.committed
         if committed < self.committed:
             raise Broken(f"partition {self.partition}: C would fall from {self.committed} to {committed}")
-        snapshots = Snapshots.latest([d.snapshots for d in done])
         outputs = merge(Records.join([d.outputs for d in done]))
         dead = Records.join([d.dead_letters for d in done])
-        nothing = not (len(outputs) or len(dead) or len(snapshots.keys) or len(snapshots.ended_keys))
-        if nothing and committed == self.committed and self.base is not None:
+        snapshots = Snapshots.latest([d.snapshots for d in done]).records(digest, now_ms) if done else Records.none()
+        if not (new_group or len(outputs) or len(dead) or len(snapshots) or committed != self.committed):
             self.uncommitted_bytes -= size
             return None
         self.frozen_bytes = size
-        self.frozen = Part(
-            self.partition,
-            tag,
-            committed,
-            Mark(tag, committed, committed, digest).encode(),
-            outputs,
-            dead,
-            snapshots.records(digest, now_ms),
-        )
+        mark = Mark(tag, committed, committed, digest)
+        self.frozen = Part(self.partition, tag, committed, mark.encode(), outputs, dead, snapshots)
         return self.frozen
 
     def saved(self, part: Part) -> None:
