@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,7 +47,15 @@ class _Flat(nn.Module):
         return (*outputs, *after)
 
 
-def to_onnx(of: Subject, layout: Layout, contract: Contract) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Traced:
+    """A graph, and where in the user's code a value became a Python number or branch: ``file:line``."""
+
+    model: onnx.ModelProto
+    frozen: tuple[str, ...]
+
+
+def to_onnx(of: Subject, layout: Layout, contract: Contract) -> Traced:
     """The graph, without metadata. Raises ModelError for what torch cannot export and for nodes that are refused."""
     samples = of.sample(STEPS if layout.many else 1, BATCH, 4)
     steps = [layout.give(s) if layout.many else s[0] for s in samples]
@@ -56,7 +65,7 @@ def to_onnx(of: Subject, layout: Layout, contract: Contract) -> onnx.ModelProto:
     axes = dict.fromkeys([s.name for s in contract.steps] + [o.name for o in contract.outputs], lead)
     axes |= {name: {s.batch_axis: "B"} for s in contract.states for name in (s.input, s.output)}
     try:
-        with TemporaryDirectory() as folder, _quiet(), torch.no_grad():
+        with TemporaryDirectory() as folder, _quiet() as frozen, torch.no_grad():
             file = str(Path(folder) / "model.onnx")
             torch.onnx.export(
                 _Flat(of, layout).eval(),
@@ -75,7 +84,7 @@ def to_onnx(of: Subject, layout: Layout, contract: Contract) -> onnx.ModelProto:
         raise ModelError(f"torch cannot export the module to ONNX opset {OPSET}: {first_line(error)}") from None
     refuse_branches(model.graph)
     _tidy(model, contract, axes)
-    return model
+    return Traced(model, tuple(dict.fromkeys(frozen)))
 
 
 def refuse_branches(graph: onnx.GraphProto) -> None:
@@ -111,14 +120,25 @@ def _tidy(model: onnx.ModelProto, contract: Contract, axes: dict[str, dict[int, 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing warns of what the proof decides: constants, batch sizes, and the age of the exporter itself."""
+def _quiet() -> Iterator[list[str]]:
+    """Of all that tracing warns of, keeps where the user's own code froze a value; the proof judges if it matters."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # Without this a failing export writes its whole intermediate graph to stdout.
+    log_graphs = getattr(torch._C, "_jit_set_onnx_log_enabled", None)
+    if log_graphs is not None:
+        log_graphs(False)
+    frozen: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         logger.setLevel(logging.ERROR)
         try:
-            yield
+            yield frozen
         finally:
             logger.setLevel(level)
+            inside = str(Path(torch.__file__).parent)
+            frozen += [
+                f"{w.filename}:{w.lineno}"
+                for w in caught
+                if w.category.__name__ == "TracerWarning" and not w.filename.startswith(inside)
+            ]

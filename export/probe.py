@@ -59,6 +59,10 @@ class Misfit(Exception):
     """The module does not take, or keep, this layout."""
 
 
+class Unfit(Misfit):
+    """It takes the layout, but no stream could be served so: what is wrong is the module."""
+
+
 @dataclass
 class Subject:
     """A module in eval mode, and how many things it takes."""
@@ -199,13 +203,13 @@ def find_layout(of: Subject, differ: Callable[[Tensor, Tensor], float], wanted: 
 
     Raises ModelError that says for each layout why not.
     """
-    reasons = []
+    reasons: list[tuple[Layout, Misfit]] = []
     stepwise: Layout | None = None
     for layout in wanted:
         try:
             _keeps(of, layout, differ)
         except Misfit as misfit:
-            reasons.append(f"{layout}: {misfit}")
+            reasons.append((layout, misfit))
             continue
         if layout.time_axis is None:
             return stepwise or layout
@@ -217,13 +221,29 @@ def find_layout(of: Subject, differ: Callable[[Tensor, Tensor], float], wanted: 
         try:
             _causal(of, layout, differ)
         except Misfit as misfit:
-            reasons.append(f"{layout}: {misfit}")
+            reasons.append((layout, misfit))
             continue
         return layout
     if stepwise is not None:
         return stepwise
+    raise ModelError(_no_layout(of, reasons))
+
+
+def _no_layout(of: Subject, reasons: Sequence[tuple[Layout, Misfit]]) -> str:
+    for layout, misfit in reasons:
+        if isinstance(misfit, Unfit):
+            return f"forward cannot serve streams, with steps as {layout}: {misfit}"
     what = ", ".join(f"{s.dtype}{list(s.shape)}" for s in of.steps)
-    raise ModelError(f"forward does not serve steps {what}; correct --steps, or the module: {'; '.join(reasons)}")
+    hint = "correct --steps"
+    if any("IndexError" in str(misfit) for _, misfit in reasons):
+        hint += f", or lower --step-limit (tried below {of.step_limit})"
+    if any("positional argument" in str(misfit) for _, misfit in reasons):
+        hint = "forward takes the steps and then each state as an argument of its own"
+    by_reason: dict[str, list[str]] = {}
+    for layout, misfit in reasons:
+        by_reason.setdefault(str(misfit), []).append(str(layout))
+    said = "; ".join(f"as {' or '.join(layouts)}: {reason}" for reason, layouts in by_reason.items())
+    return f"forward does not serve steps {what}: {said}; {hint}"
 
 
 def _keeps(of: Subject, layout: Layout, differ: Callable[[Tensor, Tensor], float]) -> None:
@@ -238,14 +258,14 @@ def _keeps(of: Subject, layout: Layout, differ: Callable[[Tensor, Tensor], float
         pairs = [(a[:, 0], b[:, i]) for a, b in zip(alone, outputs)]
         pairs += [(a.select(s.batch_axis, 0), b.select(s.batch_axis, i)) for s, a, b in zip(of.states, own, after)]
         if any(differ(a, b) > 1 for a, b in pairs):
-            raise Misfit("a stream's result depends on its neighbours in the batch")
+            raise Unfit("a stream's result depends on its neighbours in the batch")
 
 
 def _causal(of: Subject, layout: Layout, differ: Callable[[Tensor, Tensor], float]) -> None:
     steps, states = of.sample(STEPS, BATCH, 3), of.initial(BATCH)
     whole, stepped = of.whole(layout, steps, states), of.stepped(layout, steps, states)
     if any(differ(a, b) > 1 for x, y in zip(whole, stepped) for a, b in zip(x, y)):
-        raise Misfit("a whole sequence and its single steps give different results: it looks ahead, or drops its state")
+        raise Unfit("a whole sequence and its single steps give different results: it looks ahead, or drops its state")
 
 
 def outputs_of(of: Subject, layout: Layout, names: Sequence[str]) -> tuple[Output, ...]:

@@ -53,10 +53,11 @@ def export_text(checkpoint: Path, output: Path, command: str, settings: dict[str
 def _card(net: TextNet, saved: dict[str, Any], corpus: Corpus, bits: float, command: str) -> CardText:
     shape, schedule, progress = net.shape, saved["schedule"], saved["progress"]
     weights = sum(p.numel() for p in net.parameters())
+    unit = "byte" if saved["alphabet"] is None else "character"
+    layers = f"{shape.layers} {NAMES[shape.kind]} layer{'s' * (shape.layers > 1)} of {shape.units} units"
     return CardText(
         summary=(
-            f"Goes on with a text, one {'byte' if saved['alphabet'] is None else 'character'} after the other: an"
-            f" embedding of {shape.embedding}, {shape.layers} {NAMES[shape.kind]} layer{'s' * (shape.layers > 1)} of {shape.units} units,"
+            f"Goes on with a text, one {unit} after the other: an embedding of {shape.embedding}, {layers},"
             f" {weights:,} weights."
         ),
         data=(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.curves import Curve, write_curves
+from export.load import read_checkpoint
 from export.nets import TextNet, TextNetShape
 from export.text import BREAK, Alphabet, Corpus
 from pipeline.errors import ConfigError, ModelError
@@ -66,12 +68,11 @@ def train_text(
     folder: Path,
     *,
     resume: bool = True,
-    after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Progress:
     """Trains until ``schedule.epochs`` and keeps ``checkpoint.pt``, ``loss.csv`` and ``loss.png`` in ``folder``.
 
-    ``after_epoch`` is called when the epoch's checkpoint is on disk. Raises ConfigError when the checkpoint found
-    there belongs to other settings.
+    On a terminal there is a progress bar, elsewhere a line an epoch. Raises ConfigError when the checkpoint found there
+    belongs to other settings or the text is too short, and ModelError when training diverges.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / CHECKPOINT
@@ -98,11 +99,17 @@ def train_text(
         raise ConfigError(
             f"{len(tokens)} tokens do not fill one window of {schedule.lanes} lanes; give more text or fewer --lanes"
         )
-    with tqdm(total=total, initial=progress.epoch * len(windows), unit="window", desc=f"train {folder.name}") as bar:
+    done = progress.epoch * len(windows)
+    with tqdm(total=total, initial=done, unit="window", desc=f"train {folder.name}", disable=None) as bar:
         for epoch in range(progress.epoch, schedule.epochs):
             started = time.monotonic()
             bits = _epoch(net, optimiser, tokens, epoch, windows, total, schedule, bar)
+            bits *= len(tokens) / len(corpus.train)  # from tokens to characters, where they are bytes
             develop = score_torch(net, alphabet, corpus.develop)
+            if not math.isfinite(bits + develop):
+                raise ModelError(
+                    f"the loss is no number any more in epoch {epoch + 1}: lower --learning-rate or --clip"
+                )
             progress.epoch = epoch + 1
             progress.seconds += time.monotonic() - started
             progress.curve.append((progress.epoch, progress.seconds, bits, develop))
@@ -112,7 +119,9 @@ def train_text(
             bar.set_postfix(epoch=progress.epoch, train=f"{bits:.3f}", develop=f"{develop:.3f}", unit="bits/char")
             _save(file, settings, net, optimiser, progress)
             write_curves(folder, progress.curve, "epoch", "bits per character")
-            after_epoch(progress.epoch)
+            if bar.disable:
+                said = f"{bits:.3f}, development {develop:.3f} bits per character"
+                print(f"epoch {progress.epoch}/{schedule.epochs}: {said}", file=sys.stderr, flush=True)
     return progress
 
 
@@ -143,17 +152,6 @@ def load_text_net(file: Path) -> tuple[TextNet, dict[str, Any]]:
     net = TextNet(TextNetShape(**saved["shape"]))
     net.load_state_dict(saved["progress"]["best"])
     return net.eval(), saved
-
-
-def read_checkpoint(file: Path) -> Any:
-    """What `torch.save` wrote, tensors and plain values only. Raises ModelError."""
-    if not file.is_file():
-        raise ModelError(f"no checkpoint at {file}; train first, or correct --checkpoint")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - unpickling bad bytes raises whatever the bytes say
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{file}: not a checkpoint of weights ({first}); save module.state_dict()") from None
 
 
 def _windows(tokens: int, schedule: Schedule) -> Iterator[tuple[int, int]]:
@@ -211,7 +209,14 @@ def _save(
     """Whole or not at all: a kill while writing leaves the checkpoint of the epoch before."""
     beside = file.with_suffix(".tmp")
     torch.save(
-        {**settings, "model": net.state_dict(), "optimiser": optimiser.state_dict(), "progress": vars(progress)}, beside
+        {
+            **settings,
+            "threads": torch.get_num_threads(),
+            "model": net.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "progress": vars(progress),
+        },
+        beside,
     )
     os.replace(beside, file)
 

@@ -15,10 +15,10 @@ from torch import nn  # noqa: E402
 
 from export import ExportOptions, export_module  # noqa: E402
 from pipeline.codecs import make_codec  # noqa: E402
-from pipeline.contract import CodecSpec, HeadSpec, read_contract  # noqa: E402
+from pipeline.contract import CodecSpec, HeadSpec  # noqa: E402
 from pipeline.errors import ConfigError, ContractError, ModelError  # noqa: E402
 from pipeline.heads import make_head  # noqa: E402
-from pipeline.model_file import find_model, load_graph
+from pipeline.model_file import find_model, load_graph, read_contract  # noqa: E402
 from tests.unit.export import modules as m  # noqa: E402
 
 
