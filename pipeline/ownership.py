@@ -56,7 +56,8 @@ class Owned:
 
 
 class Ownership:
-    """See the module. ``running`` is called with a partition's new memory and its live streams' slots."""
+    """See the module. ``running`` is called with a partition's new memory and its live streams' slots, ``failed`` with
+    an error that no further takeover mends."""
 
     def __init__(
         self,
@@ -67,9 +68,10 @@ class Ownership:
         digest: bytes,
         metrics: Metrics,
         running: Callable[[Memory, I64], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._transport, self._lane, self._slots, self._arena = transport, lane, slots, arena
-        self._digest, self._metrics, self._running = digest, metrics, running
+        self._digest, self._metrics, self._running, self._failed = digest, metrics, running, failed
         self._row_bytes = arena.row_bytes + slots.codec.shape[1] + slots.head.shape[1]
         self._owned: dict[int, Owned] = {}
         self._closing: list[Memory] = []
@@ -192,6 +194,11 @@ class Ownership:
             return
         owned.phase = Phase.TAKEOVER
         owned.task = asyncio.create_task(self._take_over(owned), name=f"takeover-{owned.partition}")
+        owned.task.add_done_callback(self._taken_over)
+
+    def _taken_over(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
     async def _take_over(self, owned: Owned) -> None:
         """X8. Retries while the broker does not answer; a check that fails twice stops the partition (X10)."""

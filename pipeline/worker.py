@@ -96,7 +96,14 @@ class Worker:
         )
         self._lane = Lane(transport, Tags(os.urandom(8)), contract.digest, head.merge)
         self._ownership = Ownership(
-            transport, self._lane, self._slots, self._engine.arena, contract.digest, metrics, self._running
+            transport,
+            self._lane,
+            self._slots,
+            self._engine.arena,
+            contract.digest,
+            metrics,
+            self._running,
+            self._fail,
         )
         row_bytes = self._engine.arena.row_bytes + codec.memory_bytes + head.memory_bytes
         # A poll holds a snapshot of each stream it advances, so its records are bounded by their rows, too.
