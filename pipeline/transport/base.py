@@ -1,7 +1,7 @@
 """What a transport is: a group member that reads in columns, and one transactional writer (a lane).
 
 The worker holds one transport. Everything with a partition number speaks of the input topic; output, dead letters and
-changelog have the same number of partitions, and what belongs to input partition ``p`` is written to their partition ``p``.
+changelog have as many partitions, and what belongs to input partition ``p`` is written to their partition ``p``.
 All methods are called on one event loop.
 """
 

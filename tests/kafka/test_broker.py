@@ -95,7 +95,7 @@ def test_the_command_starts_finds_and_stops_one_broker(
 
     def run(*words: str) -> tuple[int, dict[str, object]]:
         args = command(*words, "--json")
-        code = args.func(args)
+        code = args.handler(args)
         return code, json.loads(capsys.readouterr().out)
 
     assert run("status") == (1, {"running": False})
@@ -120,7 +120,7 @@ def test_stop_spares_a_process_that_got_the_brokers_pid(
     left = {"pid": other.pid, "address": "127.0.0.1:9092", "data": str(tmp_path / "x"), "temporary": False}
     (tmp_path / "broker.json").write_text(json.dumps(left))
     args = command("stop")
-    assert args.func(args) == 0
+    assert args.handler(args) == 0
     assert "no broker is running" in capsys.readouterr().out
     assert other.poll() is None
     other.communicate(b"")

@@ -1,0 +1,127 @@
+"""One bounded connection to the cluster: what aiokafka's client does, with time limits and without spinning."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.errors import KafkaConnectionError as ConnectionLost
+from aiokafka.errors import KafkaError, NodeNotReadyError, RequestTimedOutError
+from aiokafka.structs import TopicPartition
+
+from pipeline.errors import Unreachable
+from pipeline.transport.kafka import wire
+
+log = logging.getLogger(__name__)
+
+METADATA_PAUSE_S = 0.02
+"""Least time between two metadata requests; without it aiokafka asks 16,000 times a second while a leader is away."""
+RECONNECT_PAUSE_S = 0.05
+CONCURRENT_PAUSE_S = 0.002
+"""The markers of the last transaction are written within a few milliseconds."""
+CLOSE_S = 2.0
+
+DISCONNECTED = (ConnectionLost, NodeNotReadyError, RequestTimedOutError)
+"""No answer came; whether the request took effect is not known."""
+
+GROUP, TRANSACTION = CoordinationType.GROUP, CoordinationType.TRANSACTION
+
+
+class Client(AIOKafkaClient):
+    """aiokafka's client, calmer. ``limit_s`` bounds whatever waits for an answer, retries included."""
+
+    def __init__(self, bootstrap_servers: str, client_id: str, request_timeout_ms: int) -> None:
+        self.limit_s = request_timeout_ms / 1000
+        self.servers = bootstrap_servers
+        self._last_metadata = -METADATA_PAUSE_S
+        self._coordinators: dict[tuple[Any, str], int] = {}
+        super().__init__(  # type: ignore[no-untyped-call]
+            bootstrap_servers=[s.strip() for s in bootstrap_servers.split(",")],
+            client_id=client_id,
+            request_timeout_ms=request_timeout_ms,
+            metadata_max_age_ms=60_000,
+        )
+
+    async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> Any:
+        pause = self._last_metadata + METADATA_PAUSE_S - time.monotonic()
+        if pause > 0:
+            await asyncio.sleep(pause)
+        self._last_metadata = time.monotonic()
+        return await super()._metadata_update(cluster_metadata, topics)  # type: ignore[no-untyped-call]
+
+    async def connect(self) -> None:
+        """Raises Unreachable within the time limit."""
+        try:
+            async with asyncio.timeout(self.limit_s):
+                await self.bootstrap()
+        except (KafkaError, OSError, ValueError, TimeoutError) as error:
+            await self.shut()
+            raise unreachable(self.servers) from error
+
+    async def shut(self) -> None:
+        """Closes every connection; bounded, raises nothing for a broker that is away."""
+        closing = asyncio.create_task(self.close())
+        await asyncio.wait({closing}, timeout=CLOSE_S)
+        if not closing.done():
+            log.warning("a connection to %s did not close within %g s and was abandoned", self.servers, CLOSE_S)
+            closing.cancel()
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            log.warning("closing the connections to %s: %r", self.servers, error)
+
+    def leader(self, topic: str, partition: int) -> int | None:
+        """The node that leads the partition, as last heard; None when there is none just now."""
+        node: int | None = self.cluster.leader_for_partition(TopicPartition(topic, partition))
+        return None if node is None or node < 0 else node
+
+    async def find_leader(self, topic: str, partition: int) -> int:
+        """Asks until there is one. The caller bounds the time."""
+        while (node := self.leader(topic, partition)) is None:
+            self.add_topic(topic)
+            await self.force_metadata_update()
+            if self.leader(topic, partition) is None:
+                await asyncio.sleep(RECONNECT_PAUSE_S)
+        return node
+
+    async def coordinator(self, kind: Any, key: str) -> int:
+        """The node that coordinates a group or transactional id; remembered until ``forget``. Raises KafkaError."""
+        node = self._coordinators.get((kind, key))
+        if node is None:
+            node = self._coordinators[kind, key] = await self.coordinator_lookup(kind, key)
+        return node
+
+    def forget(self, kind: Any, key: str) -> None:
+        self._coordinators.pop((kind, key), None)
+
+    async def ask(self, kind: Any, key: str, request: Any, codes: Callable[[Any], set[int]]) -> Any:
+        """A coordinator's answer, asked again while it is away, loading, or busy with the last transaction.
+
+        Every request sent this way may take effect twice without harm. ``codes`` gives the answer's error numbers; an
+        answer with one that no repetition helps is returned. The caller bounds the time. Raises KafkaError.
+        """
+        while True:
+            try:
+                node = await self.coordinator(kind, key)
+                reply = await self.send(node, request, group=ConnectionGroup.COORDINATION)
+            except KafkaError as error:
+                if not error.retriable and not isinstance(error, DISCONNECTED):
+                    raise
+                self.forget(kind, key)
+                await asyncio.sleep(RECONNECT_PAUSE_S)
+                continue
+            bad = codes(reply) - {0, wire.NOT_ATTEMPTED}
+            if not bad or not bad <= wire.COORDINATOR_RETRY:
+                return reply
+            if bad & wire.COORDINATOR_MOVED:
+                self.forget(kind, key)
+            await asyncio.sleep(CONCURRENT_PAUSE_S if bad == {wire.CONCURRENT} else RECONNECT_PAUSE_S)
+
+
+def unreachable(servers: str) -> Unreachable:
+    """The one line for a cluster that does not answer."""
+    return Unreachable(
+        f"no broker answers at {servers}: check --bootstrap-servers, or start one with `eddy broker start`"
+    )

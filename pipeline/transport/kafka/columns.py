@@ -1,0 +1,181 @@
+"""Fetched bytes -> columns. Positions, aborted transactions and control batches stay as aiokafka handles them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
+from aiokafka.errors import CorruptRecordException
+from aiokafka.structs import TopicPartition
+
+from pipeline.columns import I64, Headers, Segment
+
+_key, _value, _offset, _timestamp = (attrgetter(name) for name in ("key", "value", "offset", "timestamp"))
+_headers = attrgetter("headers")
+
+
+class ColumnRecords(PartitionRecords):
+    """One partition's fetched bytes as one Segment; the only item this iterator yields.
+
+    The loop over batches is aiokafka's, without an object per record. A stretch that holds no record for us yields a
+    Segment of length 0 whose ``next_offset`` has moved. Raises CorruptRecordException.
+    """
+
+    @classmethod
+    def of(cls, plain: PartitionRecords) -> ColumnRecords:
+        """In place of records that nobody has iterated yet."""
+        return cls(
+            plain._tp,
+            plain._records,
+            plain._aborted_transactions,
+            plain.next_fetch_offset,
+            None,
+            None,
+            plain._check_crcs,
+            plain._isolation_level,
+        )
+
+    def _unpack_records(self) -> Iterator[Segment]:
+        stretches: list[_Stretch] = []
+        for batch in self._batches():
+            stretch = _Stretch(batch)
+            # A batch is fetched whole: what lies before the position was asked for by nobody.
+            stretch.cut(self.next_fetch_offset)
+            self.next_fetch_offset = batch.next_offset
+            if stretch.keys:
+                stretches.append(stretch)
+        yield _join(self._tp.partition, stretches, self.next_fetch_offset)
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches with records for us; the position moves over the others."""
+        records, committed = self._records, self._isolation_level == READ_COMMITTED
+        while records.has_next():
+            batch = records.next_batch()
+            if self._check_crcs and not batch.validate_crc():
+                raise CorruptRecordException(f"Invalid CRC - {self._tp}")
+            if committed and batch.producer_id is not None:
+                self._consume_aborted_up_to(batch.base_offset)
+                if batch.is_control_batch and self._contains_abort_marker(batch):
+                    self._aborted_producers.discard(batch.producer_id)
+                if batch.is_transactional and batch.producer_id in self._aborted_producers:
+                    self.next_fetch_offset = batch.next_offset
+                    continue
+            if batch.is_control_batch:
+                self.next_fetch_offset = batch.next_offset
+                continue
+            yield batch
+
+
+class _Stretch:
+    """One batch's records as columns."""
+
+    __slots__ = ("headers", "keys", "offsets", "timestamps", "values")
+
+    def __init__(self, batch: Any) -> None:
+        records = list(batch)
+        self.keys: list[bytes | None] = list(map(_key, records))
+        self.values: list[bytes | None] = list(map(_value, records))
+        n, first, end = len(records), batch.base_offset, batch.next_offset
+        # Compaction takes records out of a batch and leaves its range of offsets.
+        dense = n == end - first
+        self.offsets: I64 = (
+            np.arange(first, end, dtype=np.int64) if dense else np.fromiter(map(_offset, records), np.int64, n)
+        )
+        # Message format 0 has no timestamps.
+        times = map(_timestamp, records)
+        self.timestamps: I64 = np.fromiter((-1 if t is None else t for t in times), np.int64, n)
+        headers = list(map(_headers, records))
+        self.headers: list[Headers] | None = [_clean(h) for h in headers] if any(headers) else None
+
+    def cut(self, position: int) -> None:
+        """Drops what lies before ``position``."""
+        i = int(np.searchsorted(self.offsets, position))
+        if i:
+            del self.keys[:i], self.values[:i]
+            self.offsets, self.timestamps = self.offsets[i:], self.timestamps[i:]
+            if self.headers is not None:
+                del self.headers[:i]
+
+
+def _clean(headers: list[tuple[str, bytes | None]]) -> Headers:
+    return [(name, value if value is not None else b"") for name, value in headers]
+
+
+def _join(partition: int, stretches: list[_Stretch], next_offset: int) -> Segment:
+    if not stretches:
+        none = np.empty(0, np.int64)
+        return Segment(partition, [], [], none, none, next_offset)
+    first, *others = stretches
+    keys, values = first.keys, first.values
+    offsets, timestamps, headers = first.offsets, first.timestamps, first.headers
+    if others:
+        for stretch in others:
+            keys += stretch.keys
+            values += stretch.values
+        offsets = np.concatenate([s.offsets for s in stretches])
+        timestamps = np.concatenate([s.timestamps for s in stretches])
+        if any(s.headers is not None for s in stretches):
+            headers = [h for s in stretches for h in (s.headers if s.headers is not None else [()] * len(s.keys))]
+    try:
+        value_bytes = sum(map(len, values))  # type: ignore[arg-type]
+    except TypeError:  # a null ends its stream
+        value_bytes = sum(len(v) for v in values if v is not None)
+    return Segment(partition, keys, values, offsets, timestamps, next_offset, headers, value_bytes)
+
+
+class ColumnFetcher(Fetcher):
+    """aiokafka's fetcher, whose results are columns and are taken without waiting."""
+
+    def __init__(self, *args: Any, on_data: Callable[[], None], **kwargs: Any) -> None:
+        self._on_data = on_data
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> Any:
+        woken = await super()._proc_fetch_request(assignment, node_id, request)  # type: ignore[no-untyped-call]
+        # Nothing has been able to run since the records were put there: nobody has seen them as aiokafka's.
+        for result in self._records.values():
+            if type(result) is FetchResult and type(result._partition_records) is PartitionRecords:
+                result._partition_records = ColumnRecords.of(result._partition_records)
+        if woken:
+            self._on_data()
+        return woken
+
+    def take(self, wanted: Collection[int]) -> list[Segment]:
+        """What has been fetched of these partitions, at most one segment each. Raises KafkaError.
+
+        Nothing is awaited, so the assignment cannot change in between. What is fetched of others stays.
+        """
+        taken: list[Segment] = []
+        if self._subscriptions.reassignment_in_progress:
+            return taken
+        for tp in list(self._records):
+            if not self._subscriptions.is_assigned(tp):
+                del self._records[tp]
+            elif tp.partition in wanted:
+                result = self._records[tp]
+                if type(result) is FetchResult:
+                    segments = result.getall()
+                    if not result.has_more():
+                        self._drop(tp)
+                    taken += segments
+                elif taken:
+                    break  # the error is raised by the next call
+                else:
+                    self._drop(tp)
+                    result.check_raise()
+        return taken
+
+    def _drop(self, tp: TopicPartition) -> None:
+        """Makes room for the partition's next fetch."""
+        del self._records[tp]
+        self._notify(self._wait_consume_future)
+
+    @property
+    def task(self) -> asyncio.Task[Any]:
+        """The loop that fetches; it ends only when something is broken."""
+        task: asyncio.Task[Any] = self.error_future
+        return task

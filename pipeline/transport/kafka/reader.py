@@ -1,0 +1,318 @@
+"""The group member that reads the input in columns.
+
+aiokafka keeps the membership and fetches; what is ours is the copy of the membership (X1), pausing without throwing
+away what was fetched, and an end to two processes that evict each other for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.client import ConnectionGroup
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    InconsistentGroupProtocolError,
+    InvalidGroupIdError,
+    InvalidSessionTimeoutError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.errors import OffsetOutOfRangeError as OutOfRange
+from aiokafka.protocol.group import JoinGroupRequest
+from aiokafka.structs import TopicPartition
+
+from pipeline.columns import Membership, Segment
+from pipeline.config import Config
+from pipeline.errors import ConfigError, IdentityTaken, TakeoverError, UserError
+from pipeline.transport.base import AssignmentListener
+from pipeline.transport.kafka import wire
+from pipeline.transport.kafka.client import CLOSE_S, GROUP, Client
+from pipeline.transport.kafka.columns import ColumnFetcher
+
+log = logging.getLogger(__name__)
+
+REVOKE_S = 2.0
+"""How long a rebalance waits for the worker; heartbeats stand still meanwhile."""
+FETCH_WAIT_MS = 100
+"""A partition that is resumed waits for the fetch that is under way, so that must not take long."""
+RETRY_PAUSE_S = 0.5
+NEVER_IDLE_MS = 2**31 - 1
+"""aiokafka leaves the group when nobody has fetched for a while; a worker that is busy or paused is none to leave."""
+
+Lost = Callable[[Exception], None]
+
+
+class Member(GroupCoordinator):
+    """aiokafka's membership, which ends with a reason instead of trying for ever."""
+
+    def __init__(self, client: Client, subscription: SubscriptionState, config: Config, lost: Lost) -> None:
+        self._lost = lost
+        self._known: str | None = None
+        self._join_unanswered = False
+        super().__init__(  # type: ignore[no-untyped-call]
+            client,
+            subscription,
+            group_id=config.group,
+            group_instance_id=config.worker_id,
+            session_timeout_ms=config.session_timeout_ms,
+            rebalance_timeout_ms=config.session_timeout_ms,
+            heartbeat_interval_ms=config.heartbeat_interval_ms,
+            enable_auto_commit=False,
+            assignors=(RoundRobinPartitionAssignor,),
+            max_poll_interval_ms=NEVER_IDLE_MS,
+        )
+
+    @property
+    def joined(self) -> bool:
+        return self.generation >= 0 and bool(self.member_id)
+
+    async def _send_req(self, request: Any) -> Any:
+        try:
+            return await super()._send_req(request)  # type: ignore[no-untyped-call]
+        except KafkaError:
+            if isinstance(request, JoinGroupRequest):
+                self._join_unanswered = True
+            raise
+
+    async def _do_rejoin_group(self, subscription: Any) -> bool:
+        # The group has forgotten our member id: we were away too long, or another process has our instance id. If the
+        # answer to a join was lost, the id that the group knows instead may be ours.
+        if self._known is not None and not self.member_id and not self._join_unanswered and await self._is_taken():
+            await self._end(self._identity_taken())
+            return False
+        joined: bool = await super()._do_rejoin_group(subscription)  # type: ignore[no-untyped-call]
+        if joined:
+            self._known, self._join_unanswered = self.member_id, False
+        return joined
+
+    async def _push_error_to_user(self, exc: Exception) -> None:
+        """Whatever aiokafka does not get over by itself; it would wait here until somebody fetches."""
+        log.warning("group %s: %r", self.group_id, exc)
+        if isinstance(exc, GroupAuthorizationFailedError):
+            await self._end(UserError(f"not authorized to be in the group {self.group_id!r}"))
+        elif isinstance(exc, InvalidGroupIdError | InvalidSessionTimeoutError | InconsistentGroupProtocolError):
+            await self._end(ConfigError(f"the broker refuses this member of group {self.group_id!r}: {exc}"))
+        elif await self._is_taken():
+            await self._end(self._identity_taken())
+        else:
+            self.request_rejoin()
+            await asyncio.wait([self._closing], timeout=RETRY_PAUSE_S)
+
+    async def _is_taken(self) -> bool:
+        """Whether the group knows our instance id under a member id that was never ours."""
+        if self._group_instance_id is None or self._known is None:
+            return False
+        try:
+            reply = await self._send_req(wire.DescribeGroups([self.group_id], False))
+        except KafkaError as error:
+            log.info("group %s cannot be described: %r", self.group_id, error)
+            return False
+        members = [member for group in reply.groups for member in group[5]]
+        return any(m[1] == self._group_instance_id and m[0] != self._known for m in members)
+
+    def _identity_taken(self) -> IdentityTaken:
+        return IdentityTaken(
+            f"another process is worker {self._group_instance_id!r} of group {self.group_id!r}:"
+            " give each its own --worker-id"
+        )
+
+    async def _end(self, reason: Exception) -> None:
+        """Tells the worker, and stays out of the group until it closes us."""
+        self._lost(reason)
+        await asyncio.wait([self._closing])
+
+
+class Reader(ConsumerRebalanceListener):
+    """See the module. ``start`` once, ``stop`` once."""
+
+    def __init__(self, config: Config, client: Client, listener: AssignmentListener) -> None:
+        self._config, self._client, self._listener = config, client, listener
+        self._topic = config.input
+        self._subscription = SubscriptionState()
+        self._running: set[int] = set()
+        self._positions: dict[int, int] = {}
+        self._wake = asyncio.Event()
+        self._ended = False
+        self._fetcher = ColumnFetcher(
+            client,
+            self._subscription,
+            on_data=self._wake.set,
+            fetch_max_bytes=config.fetch_max_bytes,
+            max_partition_fetch_bytes=config.max_partition_fetch_bytes,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            auto_offset_reset="none",  # X8: a takeover says where to begin
+            isolation_level="read_committed",
+        )
+        self._member = Member(client, self._subscription, config, self._lose)
+        self._fetcher.task.add_done_callback(self._loop_ended)
+        self._member._coordination_task.add_done_callback(self._loop_ended)
+
+    def join(self) -> None:
+        """Begins to be a member; the first assignment comes when the group has settled."""
+        self._client.set_topics([self._topic])
+        self._subscription.subscribe({self._topic}, listener=self)
+
+    # Told by aiokafka
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        self._running.clear()
+        if not revoked or self._ended:
+            return
+        telling = asyncio.ensure_future(self._listener.on_revoked([tp.partition for tp in revoked]))
+        await asyncio.wait({telling}, timeout=REVOKE_S)
+        if not telling.done():
+            log.warning("the worker needs more than %g s to give up partitions; the rebalance goes on", REVOKE_S)
+        telling.add_done_callback(self._told)
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        if self._ended:
+            return
+        partitions = sorted(tp.partition for tp in assigned)
+        self._running.clear()
+        self._positions = dict.fromkeys(partitions, 0)
+        for tp in assigned:
+            self._subscription.pause(tp)
+            # A position of its own keeps aiokafka from asking the group for one.
+            self._fetcher.seek_to(tp, 0)
+        member = self._member
+        try:
+            # X1: the generation and member id of now; by the time of a commit they may be others'.
+            membership = Membership(member.group_id, member.generation, member.member_id, self._config.worker_id)
+            self._listener.on_assigned(membership, partitions)
+        except Exception as error:  # noqa: BLE001 - aiokafka would log it and go on
+            self._lose(error)
+
+    def _told(self, telling: asyncio.Future[None]) -> None:
+        if not telling.cancelled() and (error := telling.exception()) is not None:
+            self._lose(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+    def _loop_ended(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or self._ended:
+            return
+        self._lose(task.exception() or RuntimeError(f"{task.get_name()} of the consumer ended"))  # type: ignore[arg-type]
+
+    def _lose(self, reason: Exception) -> None:
+        if not self._ended:
+            self._ended = True
+            self._running.clear()
+            self._listener.on_lost(reason)
+
+    # Asked by the worker
+
+    async def fetch(self, timeout_s: float) -> list[Segment]:
+        """See Transport.fetch."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while True:
+            self._wake.clear()
+            segments = self._take()
+            left = end - loop.time()
+            if segments or left <= 0:
+                return segments
+            try:
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+            except TimeoutError:
+                return self._take()
+
+    def _take(self) -> list[Segment]:
+        try:
+            taken = self._fetcher.take(self._running)
+        except KafkaError as error:
+            if not error.retriable:
+                self._lose(self._explain(error))
+            else:
+                log.warning("fetching from %s: %r", self._topic, error)
+            return []
+        segments = []
+        for segment in taken:
+            first = int(segment.offsets[0]) if len(segment) else segment.next_offset
+            if first < self._positions[segment.partition]:
+                self.seek(segment.partition, self._positions[segment.partition])
+                continue
+            self._positions[segment.partition] = segment.next_offset
+            segments.append(segment)
+        return segments
+
+    def _explain(self, error: KafkaError) -> Exception:
+        if isinstance(error, TopicAuthorizationFailedError):
+            return UserError(f"not authorized to read the topic {self._topic!r}")
+        if isinstance(error, OutOfRange):
+            (tp, offset), *_ = error.args[0].items()
+            return TakeoverError(tp.partition, f"offset {offset} of {self._topic} is not in the log any more")
+        return error
+
+    def pause(self, partitions: Collection[int]) -> None:
+        """What was fetched stays: aiokafka's own pause would throw it away."""
+        self._running.difference_update(partitions)
+
+    def resume(self, partitions: Collection[int]) -> None:
+        for partition in partitions:
+            tp = TopicPartition(self._topic, partition)
+            if self._subscription.is_assigned(tp):
+                self._subscription.resume(tp)
+                self._running.add(partition)
+        self._wake.set()
+
+    def seek(self, partition: int, offset: int) -> None:
+        """A partition that a rebalance has taken meanwhile is left alone: its next owner says where to begin."""
+        tp = TopicPartition(self._topic, partition)
+        if self._subscription.is_assigned(tp):
+            self._positions[partition] = offset
+            self._fetcher.seek_to(tp, offset)
+
+    def lag(self, partitions: Collection[int]) -> dict[int, int]:
+        return {partition: self._lag(partition) for partition in partitions}
+
+    def _lag(self, partition: int) -> int:
+        subscription = self._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        state = assignment.state_value(TopicPartition(self._topic, partition)) if assignment is not None else None
+        if state is None or state.highwater is None:
+            return -1
+        return max(0, int(state.highwater) - self._positions[partition])
+
+    async def leave(self) -> None:
+        """Ends the membership, also a static one, whose partitions would else wait for the session's end."""
+        self._ended = True
+        self._running.clear()
+        member_id, joined = self._member.member_id, self._member.joined
+        await self._end_membership()
+        if not joined:
+            return
+        request = wire.LeaveGroup(self._config.group, [(member_id, self._config.worker_id)])
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                node = await self._client.coordinator(GROUP, self._config.group)
+                await self._client.send(node, request, group=ConnectionGroup.COORDINATION)
+        except (KafkaError, TimeoutError) as error:
+            log.warning("the group was not told that this worker leaves: %r", error)
+
+    async def stop(self) -> None:
+        """Ends fetching and membership; bounded. The client is the caller's to close."""
+        self._ended = True
+        await self._end_membership()
+        await _bounded(self._fetcher.close(), [self._fetcher.task])
+
+    async def _end_membership(self) -> None:
+        member = self._member
+        await _bounded(member.close(), [member._coordination_task, member._heartbeat_task, member._commit_refresh_task])
+
+
+async def _bounded(closing: Any, tasks: list[asyncio.Task[Any] | None]) -> None:
+    """Lets aiokafka close something, which can hang or raise CancelledError; after a while its tasks are cancelled."""
+    ending = asyncio.ensure_future(closing)
+    await asyncio.wait({ending}, timeout=CLOSE_S)
+    left = [task for task in (ending, *tasks) if task is not None and not task.done()]
+    for task in left:
+        task.cancel()
+    for outcome in await asyncio.gather(ending, *left, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            log.info("while leaving the group: %r", outcome)

@@ -1,0 +1,203 @@
+"""The transport over Kafka: one reader, one writer, and what a takeover asks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka.errors import KafkaError
+
+from pipeline.columns import Changelog, Committed, Membership, Part, Segment
+from pipeline.config import Config
+from pipeline.errors import CommitError, EddyError, OutcomeUnknown, UserError
+from pipeline.transport.base import AssignmentListener, LogRange
+from pipeline.transport.kafka import wire
+from pipeline.transport.kafka.client import GROUP, Client, unreachable
+from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at, read_changelog
+from pipeline.transport.kafka.reader import Reader
+from pipeline.transport.kafka.topics import check_topics, know_leaders
+from pipeline.transport.kafka.writer import Writer
+
+log = logging.getLogger(__name__)
+
+UNSTABLE_PAUSE_S = 0.01
+ABORT_CHECK_S = 20.0
+"""A broker looks for transactions past their time-out every ten seconds; this is twice that."""
+PATIENT_START = 3
+"""``start`` takes several requests, some of which wait for what the broker makes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """What a started transport holds.
+
+    A broker answers the requests of one connection in their order, and a fetch waits for data: reading, writing and
+    restoring have connections of their own.
+    """
+
+    reading: Client
+    writing: Client
+    restoring: Client
+    reader: Reader
+    writer: Writer
+
+    @staticmethod
+    def of(config: Config, listener: AssignmentListener) -> _Open:
+        """Not yet connected."""
+        servers, name = config.bootstrap_servers, f"eddy-{config.worker_id}-{os.getpid()}"
+        # A join is answered when all members have come, which may take them a session.
+        join_ms = max(config.request_timeout_ms, config.session_timeout_ms + 3_000)
+        reading = Client(servers, name, join_ms)
+        writing = Client(servers, name, config.request_timeout_ms)
+        writer = Writer(
+            writing,
+            f"{config.group}-{config.input}-{config.worker_id}",
+            config.input,
+            (config.output, config.dead_letters, config.changelog),
+            config.transaction_timeout_ms,
+            config.compression,
+        )
+        restoring = Client(servers, name, config.request_timeout_ms)
+        return _Open(reading, writing, restoring, Reader(config, reading, listener), writer)
+
+    async def close(self) -> None:
+        await self.reader.stop()
+        await asyncio.gather(self.reading.shut(), self.writing.shut(), self.restoring.shut())
+
+
+class KafkaTransport:
+    """See pipeline.transport.base.Transport."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError for a name that is not set."""
+        config.require("input", "output", "group", "worker_id")
+        self._config = config
+        self._partitions = 0
+        self._open: _Open | None = None
+
+    @property
+    def name(self) -> str:
+        return "kafka"
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    async def start(self, listener: AssignmentListener) -> None:
+        """See Transport.start. Raises TopicError, Unreachable, ConfigError, UserError."""
+        config = self._config
+        self._open = it = _Open.of(config, listener)
+        try:
+            async with asyncio.timeout(it.writing.limit_s * PATIENT_START):
+                await it.writing.connect()
+                self._partitions = await check_topics(it.writing, config)
+                # What the lane had open when it died holds back offsets and changelog: decided before anything is read.
+                await asyncio.gather(it.reading.connect(), it.restoring.connect(), it.writer.settle())
+                topics = [config.input, config.output, config.dead_letters, config.changelog]
+                await know_leaders(it.writing, topics, self._partitions)
+        except (TimeoutError, KafkaError, CommitError) as error:
+            await self.stop()
+            raise unreachable(config.bootstrap_servers) from error
+        except BaseException:
+            await self.stop()
+            raise
+        it.reader.join()
+
+    @property
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise RuntimeError("the transport was not started")
+        return self._open
+
+    async def fetch(self, timeout_s: float) -> list[Segment]:
+        return await self._opened.reader.fetch(timeout_s)
+
+    def pause(self, partitions: Collection[int]) -> None:
+        self._opened.reader.pause(partitions)
+
+    def resume(self, partitions: Collection[int]) -> None:
+        self._opened.reader.resume(partitions)
+
+    def seek(self, partition: int, offset: int) -> None:
+        self._opened.reader.seek(partition, offset)
+
+    def lag(self, partitions: Collection[int]) -> dict[int, int]:
+        return self._opened.reader.lag(partitions)
+
+    async def stable_offsets(self, membership: Membership, partitions: Collection[int]) -> dict[int, Committed | None]:
+        """See Transport.stable_offsets. Raises OutcomeUnknown when a dead owner's transaction must be over by now."""
+        if not partitions:
+            return {}
+        request = wire.OffsetFetch(membership.group, [(self._config.input, list(partitions), {})], True, {})
+        patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
+        try:
+            async with asyncio.timeout(patience_s):
+                while True:
+                    reply = await self._opened.writing.ask(GROUP, membership.group, request, wire.fetched_codes)
+                    bad = wire.fetched_codes(reply) - {0}
+                    if not bad:
+                        break
+                    if bad != {wire.UNSTABLE_OFFSET_COMMIT}:
+                        raise self._refused(bad)
+                    await asyncio.sleep(UNSTABLE_PAUSE_S)
+        except TimeoutError:
+            raise OutcomeUnknown(
+                f"offsets of {self._config.input} {sorted(partitions)} were still pending after {patience_s:g} s"
+            ) from None
+        except KafkaError as error:
+            raise OutcomeUnknown(f"the group's offsets cannot be read: {error!r}") from error
+        rows = [row for _, of_topic, _ in reply.topics for row in of_topic]
+        found = {row[0]: Committed(row[1], row[3] or "") for row in rows if row[1] >= 0}
+        return {partition: found.get(partition) for partition in partitions}
+
+    def _refused(self, codes: set[int]) -> EddyError:
+        if codes & wire.NOT_AUTHORIZED.keys():
+            return UserError(f"not authorized to read the offsets of group {self._config.group!r}")
+        return OutcomeUnknown(f"the group's offsets cannot be read: errors {sorted(codes)}")
+
+    async def log_ranges(self, partitions: Collection[int]) -> dict[int, LogRange]:
+        """See Transport.log_ranges. ``end`` is the high watermark. Raises OutcomeUnknown past the time limit."""
+        topic = self._config.input
+        starts, ends = await self._within_limit(
+            offsets_at(self._opened.writing, topic, partitions, EARLIEST, committed=False),
+            offsets_at(self._opened.writing, topic, partitions, LATEST, committed=False),
+        )
+        return {partition: LogRange(starts[partition], ends[partition]) for partition in partitions}
+
+    async def starting_offset(self, partition: int) -> int:
+        """See Transport.starting_offset. Raises OutcomeUnknown past the time limit."""
+        which = LATEST if self._config.auto_offset_reset == "latest" else EARLIEST
+        (found,) = await self._within_limit(
+            offsets_at(self._opened.writing, self._config.input, [partition], which, committed=True)
+        )
+        return found[partition]
+
+    async def _within_limit(self, *asked: Coroutine[Any, Any, dict[int, int]]) -> list[dict[int, int]]:
+        try:
+            return await asyncio.gather(*asked)
+        except (TimeoutError, KafkaError) as error:
+            raise OutcomeUnknown(f"the offsets of {self._config.input} cannot be read: {error!r}") from error
+
+    def changelog(self, partition: int) -> AsyncIterator[Changelog]:
+        """See Transport.changelog. Raises TakeoverError."""
+        patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
+        return read_changelog(self._opened.restoring, self._config.changelog, partition, patience_s)
+
+    async def settle(self) -> None:
+        """See Transport.settle. Raises OutcomeUnknown past the time limit: call it again."""
+        await self._opened.writer.settle()
+
+    async def commit(self, membership: Membership, parts: Sequence[Part]) -> None:
+        """See Transport.commit. Raises also UserError where a permission is missing."""
+        await self._opened.writer.commit(membership, parts)
+
+    async def leave(self) -> None:
+        await self._opened.reader.leave()
+
+    async def stop(self) -> None:
+        if self._open is not None:
+            await self._open.close()

@@ -1,0 +1,244 @@
+"""The requests that aiokafka lacks, and the protocol's error numbers by what they mean to us."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Array,
+    Boolean,
+    Bytes,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Int64,
+    Schema,
+    String,
+    TaggedFields,
+)
+
+_TEXT, _COMPACT, _TAGS = String("utf-8"), CompactString("utf-8"), ("tags", TaggedFields)
+
+# Of a coordinator: it loads, it is not there yet, it has moved, the last transaction's markers are still being written.
+LOADING, NOT_AVAILABLE, NOT_COORDINATOR, CONCURRENT = 14, 15, 16, 51
+COORDINATOR_RETRY = frozenset({LOADING, NOT_AVAILABLE, NOT_COORDINATOR, CONCURRENT})
+COORDINATOR_MOVED = frozenset({NOT_AVAILABLE, NOT_COORDINATOR})
+NOT_ATTEMPTED = 55
+"""Beside another partition's error in one AddPartitionsToTxn."""
+
+# Of a leader: unknown here (yet), none elected, moved, slow followers. The same sequence may be sent again (X3).
+UNKNOWN_TOPIC, NO_LEADER, NOT_LEADER, TIMED_OUT, FEW_REPLICAS, FEW_REPLICAS_AFTER = 3, 5, 6, 7, 19, 20
+LEADER_RETRY = frozenset({UNKNOWN_TOPIC, NO_LEADER, NOT_LEADER, TIMED_OUT, FEW_REPLICAS, FEW_REPLICAS_AFTER})
+LEADER_MOVED = frozenset({UNKNOWN_TOPIC, NO_LEADER, NOT_LEADER})
+DUPLICATE_SEQUENCE = 46
+"""A batch that was sent again had arrived the first time."""
+
+GROUP_REFUSALS = {
+    22: "ILLEGAL_GENERATION",
+    25: "UNKNOWN_MEMBER_ID",
+    27: "REBALANCE_IN_PROGRESS",
+    82: "FENCED_INSTANCE_ID",
+}
+"""The group no longer knows the membership (X1); if this is the only error, an answered abort is enough (X11)."""
+
+NEVER = {
+    10: "MESSAGE_TOO_LARGE",
+    12: "OFFSET_METADATA_TOO_LARGE",
+    18: "RECORD_LIST_TOO_LARGE",
+    32: "INVALID_TIMESTAMP",
+    87: "INVALID_RECORD",
+}
+"""What can never be written as it is (X11)."""
+
+NOT_AUTHORIZED = {29: "topic", 30: "group", 31: "cluster", 53: "transactional id"}
+OFFSET_OUT_OF_RANGE = 1
+TOPIC_ALREADY_EXISTS = 36
+UNSTABLE_OFFSET_COMMIT = 88
+
+
+S = TypeVar("S", bound=RequestStruct)
+
+
+class _Exactly(Request[S]):
+    """A request of one version, its fields in the schema's order; a broker that lacks the version is refused."""
+
+    API_KEY = -1
+
+    def __init__(self, *fields: Any) -> None:
+        self._fields = fields
+
+    def build(self, request_struct_class: type[S]) -> S:
+        return request_struct_class(*self._fields)
+
+
+class TxnOffsetCommitResponseV3(Response):
+    API_KEY = 28
+    API_VERSION = 3
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("topic", _COMPACT),
+                ("partitions", CompactArray(("partition", Int32), ("error_code", Int16), _TAGS)),
+                _TAGS,
+            ),
+        ),
+        _TAGS,
+    )
+
+
+class TxnOffsetCommitRequestV3(RequestStruct):
+    API_KEY = 28
+    API_VERSION = 3
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = TxnOffsetCommitResponseV3
+    SCHEMA = Schema(
+        ("transactional_id", _COMPACT),
+        ("group_id", _COMPACT),
+        ("producer_id", Int64),
+        ("producer_epoch", Int16),
+        ("generation_id", Int32),
+        ("member_id", _COMPACT),
+        ("group_instance_id", _COMPACT),
+        (
+            "topics",
+            CompactArray(
+                ("topic", _COMPACT),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("partition", Int32), ("offset", Int64), ("leader_epoch", Int32), ("metadata", _COMPACT), _TAGS
+                    ),
+                ),
+                _TAGS,
+            ),
+        ),
+        _TAGS,
+    )
+
+
+class TxnOffsetCommit(_Exactly[TxnOffsetCommitRequestV3]):
+    """Offsets with metadata inside a transaction, under a membership the broker compares (X1)."""
+
+    API_KEY = 28
+
+
+class OffsetFetchResponseV7(Response):
+    API_KEY = 9
+    API_VERSION = 7
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("topic", _COMPACT),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("partition", Int32),
+                        ("offset", Int64),
+                        ("leader_epoch", Int32),
+                        ("metadata", _COMPACT),
+                        ("error_code", Int16),
+                        _TAGS,
+                    ),
+                ),
+                _TAGS,
+            ),
+        ),
+        ("error_code", Int16),
+        _TAGS,
+    )
+
+
+class OffsetFetchRequestV7(RequestStruct):
+    API_KEY = 9
+    API_VERSION = 7
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = OffsetFetchResponseV7
+    SCHEMA = Schema(
+        ("group_id", _COMPACT),
+        ("topics", CompactArray(("topic", _COMPACT), ("partitions", CompactArray(Int32)), _TAGS)),
+        ("require_stable", Boolean),
+        _TAGS,
+    )
+
+
+class OffsetFetch(_Exactly[OffsetFetchRequestV7]):
+    """Committed offsets with their metadata, refused while a transaction holds pending ones (X4, X8)."""
+
+    API_KEY = 9
+
+
+def fetched_codes(reply: Any) -> set[int]:
+    """The error numbers of an OffsetFetch answer."""
+    return {reply.error_code} | {row[4] for _, partitions, _ in reply.topics for row in partitions}
+
+
+class LeaveGroupResponseV3(Response):
+    API_KEY = 13
+    API_VERSION = 3
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("error_code", Int16),
+        ("members", Array(("member_id", _TEXT), ("group_instance_id", _TEXT), ("error_code", Int16))),
+    )
+
+
+class LeaveGroupRequestV3(RequestStruct):
+    API_KEY = 13
+    API_VERSION = 3
+    RESPONSE_TYPE = LeaveGroupResponseV3
+    SCHEMA = Schema(("group", _TEXT), ("members", Array(("member_id", _TEXT), ("group_instance_id", _TEXT))))
+
+
+class LeaveGroup(_Exactly[LeaveGroupRequestV3]):
+    """The first version in which a static member can leave."""
+
+    API_KEY = 13
+
+
+class DescribeGroupsResponseV4(Response):
+    API_KEY = 15
+    API_VERSION = 4
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "groups",
+            Array(
+                ("error_code", Int16),
+                ("group", _TEXT),
+                ("state", _TEXT),
+                ("protocol_type", _TEXT),
+                ("protocol", _TEXT),
+                (
+                    "members",
+                    Array(
+                        ("member_id", _TEXT),
+                        ("group_instance_id", _TEXT),
+                        ("client_id", _TEXT),
+                        ("client_host", _TEXT),
+                        ("metadata", Bytes),
+                        ("assignment", Bytes),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+            ),
+        ),
+    )
+
+
+class DescribeGroupsRequestV4(RequestStruct):
+    API_KEY = 15
+    API_VERSION = 4
+    RESPONSE_TYPE = DescribeGroupsResponseV4
+    SCHEMA = Schema(("groups", Array(_TEXT)), ("include_authorized_operations", Boolean))
+
+
+class DescribeGroups(_Exactly[DescribeGroupsRequestV4]):
+    """The first version that names each member's group instance id."""
+
+    API_KEY = 15
