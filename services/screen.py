@@ -75,7 +75,7 @@ class Screen:
                 self._say_rest(key, LINE_CHARACTERS)
             return
         room = max(20, shutil.get_terminal_size().columns - self._width - 4)
-        lines = [f"{CLEAR}{self._label(key)}{escape(text)[-room:]}\n" for key, text in self._texts.items()]
+        lines = [f"{CLEAR}{self._label(key)}{_flat(text)[-room:]}\n" for key, text in self._texts.items()]
         self._write(f"\x1b[{len(lines)}A{''.join(lines)}")
 
     def end(self, key: str) -> None:
@@ -90,7 +90,9 @@ class Screen:
             self._write(f"\x1b[{len(self._texts)}A\x1b[J")
             for key, text in self._texts.items():
                 label = self._label(key)
-                self._write(textwrap.fill(text, width, initial_indent=label, subsequent_indent=" " * len(label)) + "\n")
+                self._write(
+                    textwrap.fill(_flat(text), width, initial_indent=label, subsequent_indent=" " * len(label)) + "\n"
+                )
 
     def _label(self, key: str) -> str:
         return f"{key:<{self._width}} | "
@@ -99,12 +101,17 @@ class Screen:
         """What is not said yet, in lines that end between words, once there are ``least`` characters."""
         while len(rest := self._texts[key][self._said[key] :]) >= least:
             cut = len(rest) if least == 1 and len(rest) <= LINE_CHARACTERS else _between_words(rest, LINE_CHARACTERS)
-            self._write(f"{self._label(key)}{escape(rest[:cut])}\n")
+            self._write(f"{self._label(key)}{_flat(rest[:cut])}\n")
             self._said[key] += cut
 
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+def _flat(text: str) -> str:
+    """On one line: the model has learnt indentation, too."""
+    return escape(" ".join(text.split()))
 
 
 def _between_words(text: str, most: int) -> int:

@@ -15,7 +15,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from pipeline.model_file import find_model, load_graph, read_contract
-from services.cluster import need_topic, unreachable
+from pipeline.transport.kafka.client import unreachable
+from services.cluster import need_topic
 from services.values import Decoder, escape, headers_as_json
 
 WAIT_MS = 250
@@ -68,18 +69,18 @@ async def following(bootstrap_servers: str, topic: str, from_beginning: bool) ->
 
     Raises TopicError, Unreachable.
     """
-    found = await need_topic(bootstrap_servers, topic)
+    partitions = await need_topic(bootstrap_servers, topic)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap_servers, isolation_level="read_committed", enable_auto_commit=False
     )
     try:
         await consumer.start()
-        partitions = [TopicPartition(topic, p) for p in range(found.partitions)]
-        consumer.assign(partitions)
+        all_of_it = [TopicPartition(topic, p) for p in range(partitions)]
+        consumer.assign(all_of_it)
         if from_beginning:
-            await consumer.seek_to_beginning(*partitions)
+            await consumer.seek_to_beginning(*all_of_it)
         else:
-            await consumer.seek_to_end(*partitions)
+            await consumer.seek_to_end(*all_of_it)
         yield consumer
     except KafkaError:
         raise unreachable(bootstrap_servers) from None

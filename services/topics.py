@@ -7,8 +7,8 @@ import asyncio
 import json
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, TopicError
-from services.cluster import connected, find_topics, make_topic
+from pipeline.errors import ConfigError
+from services.cluster import connected, ensure_topics
 
 
 def create(args: argparse.Namespace) -> int:
@@ -18,23 +18,14 @@ def create(args: argparse.Namespace) -> int:
     names = [args.input, args.output, Config(input=args.input).dead_letters]
     made = asyncio.run(_create(args.bootstrap_servers, names, args.partitions, args.replication_factor))
     if args.json:
-        print(json.dumps({"topics": [{"name": n, "partitions": args.partitions, "made": made[n]} for n in names]}))
+        topics = [{"name": name, "partitions": args.partitions, "made": name in made} for name in names]
+        print(json.dumps({"topics": topics}))
     else:
         for name in names:
-            print(f"{name}: {args.partitions} partitions{'' if made[name] else ' (was there already)'}")
+            print(f"{name}: {args.partitions} partitions{'' if name in made else ' (was there already)'}")
     return 0
 
 
-async def _create(bootstrap: str, names: list[str], partitions: int, replication_factor: int) -> dict[str, bool]:
-    async with connected(bootstrap) as client:
-        there = await find_topics(client)
-        # All are checked before any is made: a half-made set would only have to be taken apart again.
-        for name in names:
-            if name in there and there[name].partitions != partitions:
-                raise TopicError(
-                    f"topic {name!r} has {there[name].partitions} partitions, not {partitions}: input, output and dead"
-                    f" letters need as many each; give --partitions {there[name].partitions}, or another name"
-                )
-        return {
-            name: name not in there and await make_topic(client, name, partitions, replication_factor) for name in names
-        }
+async def _create(bootstrap_servers: str, names: list[str], partitions: int, replication_factor: int) -> set[str]:
+    async with connected(bootstrap_servers) as client:
+        return await ensure_topics(client, names, partitions, replication_factor)

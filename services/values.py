@@ -78,7 +78,8 @@ def escape(text: str) -> str:
 
 
 def _text(value: bytes) -> str | None:
+    """None for what is no UTF-8, or has NULs in it: small numbers in binary often happen to be UTF-8."""
     try:
-        return value.decode()
+        return value.decode() if b"\0" not in value else None
     except UnicodeDecodeError:
         return None
