@@ -15,9 +15,6 @@ from pipeline.columns import I64, AnyArray, Bools
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
 
-LOGIT_MAX = 1e30
-"""Logits are taken within plus and minus this, and what is no number as the least: a token is always drawn."""
-
 
 def uniform(seed: AnyArray, stream: AnyArray, offset: AnyArray, step: AnyArray) -> F64:
     """float64 ``[B]`` in [0, 1): a function of its four counters and nothing else.
@@ -47,7 +44,8 @@ def draw(logits: AnyArray, temperature: AnyArray, top_k: AnyArray, top_p: AnyArr
     picks one of these by their probabilities, in the vocabulary's order. Of equally likely tokens the first stay.
     """
     if not np.isfinite(logits).all():
-        logits = np.nan_to_num(logits.astype(np.float64), nan=-LOGIT_MAX, posinf=LOGIT_MAX, neginf=-LOGIT_MAX)
+        # Infinities become the largest numbers there are, and what is no number the least: a token is always drawn.
+        logits = np.nan_to_num(logits.astype(np.float64), nan=np.finfo(np.float64).min)
     sampled = np.flatnonzero(temperature > 0)
     if len(sampled) == len(logits):
         return _sample(logits, temperature, top_k, top_p, u)
@@ -58,9 +56,9 @@ def draw(logits: AnyArray, temperature: AnyArray, top_k: AnyArray, top_p: AnyArr
 
 
 def _sample(logits: AnyArray, temperature: AnyArray, top_k: AnyArray, top_p: AnyArray, u: F64) -> I64:
-    x = np.clip(logits.astype(np.float64, order="C"), -LOGIT_MAX, LOGIT_MAX)
-    x -= x.max(axis=1, keepdims=True)
-    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: weights of 0, which is what is meant
+    x = logits.astype(np.float64, order="C")
+    with np.errstate(over="ignore", under="ignore"):  # far below the likeliest: a weight of 0, which is what is meant
+        x -= x.max(axis=1, keepdims=True)
         x /= temperature.astype(np.float64)[:, None]
         weights = np.exp(x, out=x)
     size = weights.shape[1]
@@ -70,9 +68,8 @@ def _sample(logits: AnyArray, temperature: AnyArray, top_k: AnyArray, top_p: Any
         kept *= _likeliest(kept, top_k[cut], top_p[cut])
         weights[cut] = kept
     sums = np.cumsum(weights, axis=1, out=weights)
-    # Below the last sum even after rounding, so that a token of weight 0 is never drawn.
-    target = np.minimum(u * sums[:, -1], np.nextafter(sums[:, -1], 0))
-    tokens: I64 = (sums > target[:, None]).argmax(axis=1)
+    # u is at most 1 - 2**-53, so even rounded the product is below the last sum, and the token found has a weight.
+    tokens: I64 = (sums > (u * sums[:, -1])[:, None]).argmax(axis=1)
     return tokens
 
 
@@ -80,13 +77,17 @@ def _likeliest(weights: F64, top_k: AnyArray, top_p: AnyArray) -> Bools:
     """bool ``[B, V]``: what top-k and then top-p leave."""
     size = weights.shape[1]
     down: NDArray[Any] = np.sort(weights, axis=1)[:, ::-1]
-    sums = np.cumsum(down, axis=1)
     count = np.where(top_k > 0, np.minimum(top_k, size), size).astype(np.int64)
-    goal = top_p.astype(np.float64) * np.take_along_axis(sums, count[:, None] - 1, axis=1)[:, 0]
-    reached = (sums < goal[:, None]).sum(axis=1) + 1
-    count = np.where(top_p < 1, np.minimum(reached, count), count)
+    if (top_p < 1).any():
+        sums = np.cumsum(down, axis=1)
+        goal = top_p.astype(np.float64) * np.take_along_axis(sums, count[:, None] - 1, axis=1)[:, 0]
+        reached = (sums < goal[:, None]).sum(axis=1) + 1
+        count = np.where(top_p < 1, np.minimum(reached, count), count)
     least = np.take_along_axis(down, count[:, None] - 1, axis=1)
-    above, equal = weights > least, weights == least
-    room = count - above.sum(axis=1)
-    kept: Bools = above | (equal & (np.cumsum(equal, axis=1) <= room[:, None]))
+    kept: Bools = weights >= least
+    tied = np.flatnonzero(np.count_nonzero(kept, axis=1) > count)
+    if len(tied):
+        above, equal = weights[tied] > least[tied], weights[tied] == least[tied]
+        room = count[tied] - np.count_nonzero(above, axis=1)
+        kept[tied] = above | (equal & (np.cumsum(equal, axis=1) <= room[:, None]))
     return kept

@@ -113,6 +113,10 @@ def pieces(*rows: tuple[str, int] | tuple[str, int, str]) -> list[tuple[bytes, d
         # The end token ends; as a part of a stop text it never comes to be.
         ({"stop": ["a."], "end_token": END}, "a.", [("a", 0, "end")]),
         ({"stop": ["bc", "abcd"]}, "abc", [("a", 0, "stop")]),
+        # Of two that are complete at once the one that begins earlier counts.
+        ({"stop": ["bc", "abc"]}, "abc", [("", 0, "stop")]),
+        # Steps are counted in tokens, whatever bytes their texts have.
+        ({"stop": ["é😀a"]}, "aé😀é😀b", [("a", 0), ("é😀", 1), ("é😀b", 3)]),
     ],
 )
 def test_pieces(settings: dict[str, Any], says: str, shown: list[tuple[str, int]]) -> None:

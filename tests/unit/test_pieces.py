@@ -78,7 +78,14 @@ def test_the_next_prompt_begins_a_record_of_its_own(source: bool, second: list[R
 def test_what_is_over_takes_nothing_more() -> None:
     """A last piece whose successor is another generation's, the beginning of which is in an earlier part."""
     given: list[Row] = [(b"k", 1, b"a", 3, "end"), (b"k", 1, b"b", 5, "")]
-    assert rows(merge_pieces(records(given, source=False))) == [(b"k", -1, b"a", 3, "end"), (b"k", -1, b"b", 5, "")]
+    assert rows(merge_pieces(records(given))) == given
+    joined: list[Row] = [(b"k", 1, b"a", 3, ""), (b"k", 1, b"b", 4, "end"), (b"k", 1, b"c", 5, "")]
+    assert rows(merge_pieces(records(joined))) == [(b"k", 1, b"ab", 3, "end"), (b"k", 1, b"c", 5, "")]
+
+
+def test_a_generation_that_never_finished_takes_nothing_of_the_next() -> None:
+    given: list[Row] = [(b"k", 1, b"a", 3, ""), (b"k", 1, b"b", 0, "")]
+    assert rows(merge_pieces(records(given))) == given
 
 
 def test_another_source_or_timestamp_is_another_generation() -> None:
