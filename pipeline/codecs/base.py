@@ -1,8 +1,8 @@
 """What a codec is: record bytes in, steps out, as columns.
 
 A codec keeps what it must remember of a stream (half a character, twenty bytes of PCM) only in the stream's row:
-``memory``, ``uint8 [slots, memory_bytes]``, of the size the contract declares. All zero is a new stream. So a stream can be
-snapshotted after any record and go on elsewhere, and cutting its bytes differently gives the same steps.
+``memory``, ``uint8 [slots, memory_bytes]``, of the size the contract declares. All zero is a new stream. So a stream
+can be snapshotted after any record and go on elsewhere, and cutting its bytes differently gives the same steps.
 
 A codec is called on the event loop, in the order of the records, once a poll; it has no other state.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-from pipeline.columns import U8, AnyArray, I64
+from pipeline.columns import I64, U8, AnyArray
 from pipeline.errors import RecordError
 
 
@@ -25,7 +25,7 @@ class Steps:
     counts: I64
     """int64 ``[n]``; 0 for a record that completes no step, and for one that failed."""
     failed: dict[int, RecordError] = field(default_factory=dict)
-    """Records that cannot be decoded, by index: dead letters, which is a choice (X7). A failed record leaves no steps."""
+    """Records that cannot be decoded, by index: dead letters, which is a choice (X7). They leave no steps."""
 
 
 class Codec(ABC):

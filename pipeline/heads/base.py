@@ -1,12 +1,12 @@
 """What a head is: model outputs in, output records out, as columns.
 
-A head keeps what it must remember of a stream (a text being generated, its counters) only in the stream's row: ``memory``,
-``uint8 [slots, memory_bytes]``, of the size the contract declares. All zero is a new stream. A head is called on the event loop
-when a poll finishes, polls in order, and has no other state: a stream can be snapshotted after any record or generated
-step and go on elsewhere.
+A head keeps what it must remember of a stream (a text being generated, its counters) only in the stream's row:
+``memory``, ``uint8 [slots, memory_bytes]``, of the size the contract declares. All zero is a new stream. A head is
+called on the event loop when a poll finishes, polls in order, and has no other state: a stream can be snapshotted after
+any record or generated step and go on elsewhere.
 
-A head that ``generates`` feeds a stream its own output (S5): after a record (the prompt) or a generated step, ``active``
-says which streams want another step, ``feed`` gives that step's inputs, ``fed`` takes its outputs.
+A head that ``generates`` feeds a stream its own output (S5): after a record (the prompt) or a generated step,
+``active`` says which streams want another step, ``feed`` gives that step's inputs, ``fed`` takes its outputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.columns import U8, AnyArray, Bools, Headers, I64, Records, Values
+from pipeline.columns import I64, U8, AnyArray, Bools, Headers, Records, Values
 from pipeline.errors import RecordError
 
 
@@ -33,15 +33,15 @@ class Finished:
     timestamps: I64
     headers: list[Headers] | None
     outputs: tuple[AnyArray, ...]
-    """The outputs named by ``Head.reads``. ``keeps`` "all": ``[n_steps, *shape]``, record after record. ``keeps`` "last":
-    ``[n, *shape]``, that of the record's last step (anything where ``counts`` is 0)."""
+    """The outputs named by ``Head.reads``. ``keeps`` "all": ``[n_steps, *shape]``, record after record. ``keeps``
+    "last": ``[n, *shape]``, that of the record's last step (anything where ``counts`` is 0)."""
     ended: Bools
     """bool ``[n]``: records with a null value, which end their stream; ``counts`` is 0 there."""
 
 
 @dataclass(slots=True)
 class Answered:
-    """``k`` output records. ``index[j]`` says whose: a record of ``Finished``, or a stream given to ``fed``; ascending."""
+    """``k`` output records. ``index[j]`` says whose: a record of ``Finished``, a stream given to ``fed``; ascending."""
 
     index: I64
     values: Values
