@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -156,15 +157,26 @@ class Broker:
         cls, data: Path | None = None, port: int | None = None, *, progress: Progress = no_progress
     ) -> AsyncIterator[Broker]:
         """A started broker, stopped at the end. Raises BrokerUnavailable."""
-        broker = cls(data, port, progress=progress)
-        class_path = await asyncio.to_thread(broker._prepare)
+        stopping = threading.Event()
+
+        def watched(what: str, done: int, total: int) -> None:
+            if stopping.is_set():
+                raise BrokerUnavailable("the start of the broker was called off")
+            progress(what, done, total)
+
+        broker = cls(data, port, progress=watched)
+        preparing = asyncio.create_task(asyncio.to_thread(broker._prepare))
         try:
+            class_path = await asyncio.shield(preparing)
             # From the loop's own thread: the kernel ends the child with the thread that started it.
             broker._launch(class_path)
             await asyncio.to_thread(broker._wait_until_it_answers)
             yield broker
         finally:
+            stopping.set()
             broker._kill_process()
+            # A thread cannot be cancelled: what it still makes, a folder or a download, would stay behind.
+            await asyncio.gather(preparing, return_exceptions=True)
             await asyncio.to_thread(broker.stop)
 
     def start(self) -> None:
