@@ -168,7 +168,7 @@ def _port(text: str) -> int:
 
 
 def add_broker_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds ``broker`` to the command line; each command sets ``func``: arguments -> exit code. Raises UserError."""
+    """Adds ``broker`` to the command line; each command sets ``handler``: arguments -> exit code. Raises UserError."""
     raw = argparse.RawDescriptionHelpFormatter
     broker = subparsers.add_parser(
         "broker",
@@ -182,7 +182,7 @@ def add_broker_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPa
     def command(name: str, func: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=text, description=text, epilog=EXAMPLES, formatter_class=raw)
         parser.add_argument("--json", action="store_true", help="print one JSON object")
-        parser.set_defaults(func=func)
+        parser.set_defaults(handler=func)
         return parser
 
     starting = command("start", start, "start the broker in the background and return when it answers")
