@@ -16,9 +16,10 @@ from torch import nn
 
 from export.card import CardText, write_card
 from export.graph import to_onnx
+from export.measure import tolerance_of
 from export.memory import fit_memory
-from export.parity import TOLERANCE, Parity, differ, prove, tolerance_of
-from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, outputs_of, subject
+from export.parity import Parity, prove
+from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, first_parameter, outputs_of, subject
 from export.spec import parse_step
 from pipeline.contract import CodecSpec, Contract, HeadSpec, StepInput
 from pipeline.errors import ConfigError, ModelError
@@ -79,22 +80,23 @@ def export_module(
             f"--output {folder}: expected NAME/VERSION with a whole-number version, as in models/my-model/1"
         )
     given = [steps] if isinstance(steps, (str, StepInput)) else list(steps)
+    first = first_parameter(module)
     inputs = tuple(
-        parse_step(s, "steps" if len(given) == 1 else f"steps_{i}") if isinstance(s, str) else s
+        parse_step(s, first if len(given) == 1 else f"{first}_{i}") if isinstance(s, str) else s
         for i, s in enumerate(given)
     )
     of = subject(module, inputs, options.step_limit, options.state_names)
-    dtypes = [s.dtype for s in inputs] + [s.dtype for s in of.states]
+    layout = find_layout(of, _wanted(options.time_axis))
+    outputs = outputs_of(of, layout, options.output_names)
+    dtypes = [t.dtype for t in inputs] + [t.dtype for t in of.states] + [t.dtype for t in outputs]
     tolerance = tolerance_of(dtypes, options.tolerance)
-    # Probing compares torch with itself, whose rounding is no fault of the module: a finer tolerance is the proof's.
-    layout = find_layout(of, differ(max(tolerance, TOLERANCE)), _wanted(options.time_axis))
     contract = _named_apart(
         Contract(
             name=folder.parent.name,
             model_version=folder.name,
             steps=inputs,
             states=of.states,
-            outputs=outputs_of(of, layout, options.output_names),
+            outputs=outputs,
             codec=CodecSpec(codec) if isinstance(codec, str) else codec,
             head=HeadSpec(head) if isinstance(head, str) else head,
             time_axis=layout.time_axis,

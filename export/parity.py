@@ -1,36 +1,24 @@
-"""The proof: the exported graph does what the module does, in every way that a worker will run it.
-
-Differences are measured against what is allowed: a tolerance times the largest number met (at least one), and nothing
-at all between whole numbers.
-"""
+"""The proof: the exported graph does what the module does, in every way that a worker will run it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from export.measure import Array, Arrays, measure
 from export.probe import Layout, Misfit, Subject, Tensors, first_line
 from pipeline.contract import Contract
 from pipeline.errors import ModelError
 
-TOLERANCE = 1e-4
-HALF_TOLERANCE = 5e-3
-"""Where anything is float16: its own steps are 1e-3 wide, and a recurrence adds them up."""
 LOUDER = 4
 """How much larger the steps of the second run are."""
 PROOF_STEPS, PROOF_BATCH = 24, 4
 """Other numbers than those of the traced call, so that what was frozen shows."""
-
-Array = NDArray[Any]
-Arrays = tuple[Array, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +46,6 @@ class Parity:
             (f"state {name} left out", "what follows changes" if size else "nothing else changes", f"{size:.2g}")
             for name, size in self.matters
         ]
-
-
-def tolerance_of(dtypes: Sequence[str], asked: float | None = None) -> float:
-    """Relative tolerance for a model with these dtypes."""
-    if asked is not None:
-        return asked
-    return HALF_TOLERANCE if "float16" in dtypes else TOLERANCE
-
-
-def measure(a: Array, b: Array, tolerance: float) -> tuple[float, float]:
-    """Largest absolute difference, and its ratio to what is allowed: inf where shapes, NaNs or whole numbers differ."""
-    if a.shape != b.shape:
-        return float("inf"), float("inf")
-    if not a.size or np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
-        return 0.0, 0.0
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        gap = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
-    largest = float(np.nan_to_num(gap, nan=np.inf).max())
-    if a.dtype.kind != "f":
-        return largest, float("inf")
-    finite = np.abs(y[np.isfinite(y)])
-    return largest, largest / (tolerance * max(1.0, float(finite.max()) if finite.size else 1.0))
-
-
-def differ(tolerance: float) -> Callable[[Tensor, Tensor], float]:
-    """The same ratio for two tensors."""
-    return lambda a, b: measure(a.detach().cpu().numpy(), b.detach().cpu().numpy(), tolerance)[1]
 
 
 class Runner:

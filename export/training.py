@@ -83,12 +83,11 @@ def train_text(
         "format": FORMAT,
         "data": corpus.data,
         "digest": corpus.digest,
-        "source": corpus.source,
-        "licence": corpus.licence,
         "alphabet": alphabet.characters,
         "shape": shape.to_dict(),
         "schedule": asdict(schedule),
     }
+    described = {"source": corpus.source, "licence": corpus.licence, "threads": torch.get_num_threads()}
     progress = Progress()
     if resume and file.exists():
         progress = _restore(file, settings, net, optimiser)
@@ -117,7 +116,7 @@ def train_text(
                 progress.best_bits = develop
                 progress.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
             bar.set_postfix(epoch=progress.epoch, train=f"{bits:.3f}", develop=f"{develop:.3f}", unit="bits/char")
-            _save(file, settings, net, optimiser, progress)
+            _save(file, {**settings, **described}, net, optimiser, progress)
             write_curves(folder, progress.curve, "epoch", "bits per character")
             if bar.disable:
                 said = f"{bits:.3f}, development {develop:.3f} bits per character"
@@ -211,7 +210,6 @@ def _save(
     torch.save(
         {
             **settings,
-            "threads": torch.get_num_threads(),
             "model": net.state_dict(),
             "optimiser": optimiser.state_dict(),
             "progress": vars(progress),

@@ -60,6 +60,18 @@ class Odd(nn.Module):
         return (y + totals.sum(-1, keepdim=True), at), after.half(), position + x.shape[1], totals[:, -1]
 
 
+class Peak(nn.Module):
+    """A running maximum that begins at minus infinity, in whole numbers too; no weights at all."""
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        return torch.full((batch, 3), float("-inf")), torch.full((2, batch), -(2**62), dtype=torch.int64)
+
+    def forward(self, steps: Tensor, peak: Tensor, most: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        peak = torch.maximum(peak, steps)
+        most = torch.maximum(most, steps[:, :2].t().round().long())
+        return peak + most.sum(0)[:, None], peak, most
+
+
 class Loop(nn.Module):
     """Loops over its steps in Python: tracing freezes how many there are."""
 

@@ -86,7 +86,7 @@ def test_odd_module_keeps_its_states(tmp_path: Path) -> None:
     assert dict(done.parity.matters)["position"] > 0
     session = onnxruntime.InferenceSession(str(done.file))
     states = {s.input: np.array(s.initial or [0] * s.size, s.dtype).reshape(s.shape) for s in contract.states}
-    at, moved = session.run(["at", "position_next"], {"steps": np.zeros((1, 4, 8), np.float32), **states})
+    at, moved = session.run(["at", "position_next"], {"x": np.zeros((1, 4, 8), np.float32), **states})
     assert at.tolist() == [[0, 1, 2, 3]]
     assert moved.tolist() == [4]
 
@@ -95,6 +95,13 @@ def test_no_time_axis(tmp_path: Path) -> None:
     done = export_module(m.Cell(), tmp_path / "cell" / "1", "float32[8]")
     assert (done.contract.time_axis, done.contract.batch_axis) == (None, 0)
     assert not done.notes
+
+
+def test_states_may_begin_at_infinity(tmp_path: Path) -> None:
+    done = export_module(m.Peak(), tmp_path / "peak" / "1", "float32[3]")
+    peak, most = read_contract(load_graph(done.file), "peak").states
+    assert peak.initial_array().tolist() == [-np.inf] * 3
+    assert (most.shape, most.batch_axis, most.initial) == ((2, 1), 1, (-(2**62), -(2**62)))
 
 
 @pytest.mark.parametrize("module", [m.Loop, m.OneStep])
@@ -122,7 +129,7 @@ def test_names_that_clash_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_tokens_are_drawn_below_the_embedding_s_size(tmp_path: Path) -> None:
-    done = export_module(m.Tokens(), tmp_path / "tokens" / "1", "tokens:int64")
+    done = export_module(m.Tokens(), tmp_path / "tokens" / "1", "int64")
     assert [(s.name, s.dtype, s.shape) for s in done.contract.steps] == [("tokens", "int64", ())]
 
 
