@@ -115,9 +115,9 @@ def test_of_equally_likely_tokens_top_k_keeps_the_first() -> None:
 
 @given(
     logits=hnp.arrays(np.float32, (5, 7), elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
-    temperature=hnp.arrays(np.float32, 5, elements=st.sampled_from([0, 1e-30, 0.1, 1, 100])),
+    temperature=hnp.arrays(np.float32, 5, elements=st.sampled_from([0, 2.0**-100, 0.125, 1, 100])),
     top_k=hnp.arrays(np.int32, 5, elements=st.sampled_from([0, 1, 3, 7, 2**31 - 1])),
-    top_p=hnp.arrays(np.float32, 5, elements=st.sampled_from([1e-30, 0.5, 0.99, 1])),
+    top_p=hnp.arrays(np.float32, 5, elements=st.sampled_from([2.0**-100, 0.5, 0.9375, 1])),
     u=hnp.arrays(np.float64, 5, elements=st.sampled_from([0.0, 0.3, 1 - 2**-53])),
 )
 def test_a_row_is_drawn_the_same_alone_whatever_its_numbers(
