@@ -11,6 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from services.broker import Broker, BrokerUnavailable
 
+# Inherited tests live in modules that pytest does not collect: their assertions should explain themselves too.
+pytest.register_assert_rewrite("tests.contract")
+
 NewTopicName = Callable[..., Awaitable[str]]
 
 

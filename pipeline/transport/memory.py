@@ -148,7 +148,7 @@ class MemoryTransport:
 
     async def give_up(self) -> None:
         """The group's coordinator takes everything back."""
-        if self._listener is not None:
+        if self._listener is not None and self._positions:
             await self._listener.on_revoked(list(self._positions))
         self._positions.clear()
 

@@ -109,15 +109,15 @@ def _join(partition: int, stretches: list[_Stretch], next_offset: int) -> Segmen
     if not stretches:
         none = np.empty(0, np.int64)
         return Segment(partition, [], [], none, none, next_offset)
-    first, *others = stretches
-    keys, values = first.keys, first.values
-    offsets, timestamps, headers = first.offsets, first.timestamps, first.headers
-    if others:
-        for stretch in others:
-            keys += stretch.keys
-            values += stretch.values
+    if len(stretches) == 1:
+        (only,) = stretches
+        keys, values, offsets, timestamps, headers = only.keys, only.values, only.offsets, only.timestamps, only.headers
+    else:
+        keys = [key for s in stretches for key in s.keys]
+        values = [value for s in stretches for value in s.values]
         offsets = np.concatenate([s.offsets for s in stretches])
         timestamps = np.concatenate([s.timestamps for s in stretches])
+        headers = None
         if any(s.headers is not None for s in stretches):
             headers = [h for s in stretches for h in (s.headers if s.headers is not None else [()] * len(s.keys))]
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from aiokafka.errors import for_code
@@ -13,6 +13,9 @@ from pipeline.config import Config
 from pipeline.errors import TopicError
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import DISCONNECTED, RECONNECT_PAUSE_S, Client
+
+JUST_MADE_S = 1.0
+"""A broker answers that a topic is made before all brokers' metadata show it."""
 
 CHANGELOG = {
     "cleanup.policy": "compact",
@@ -32,7 +35,7 @@ async def check_topics(client: Client, config: Config) -> int:
 
     Raises TopicError. Raises TimeoutError, KafkaError where the cluster does not answer.
     """
-    there = await partitions_of(client)
+    there = await _look_for(client, {config.input, config.output})
     for role, name in (("input", config.input), ("output", config.output)):
         if name not in there:
             known = ", ".join(sorted(topic for topic in there if not topic.startswith("__"))[:8]) or "none"
@@ -72,7 +75,20 @@ async def partitions_of(client: Client) -> dict[str, int]:
     }
 
 
-async def make_topics(client: Client, topics: Mapping[str, Mapping[str, str]], partitions: int, replication: int) -> None:
+async def _look_for(client: Client, wanted: Set[str]) -> dict[str, int]:
+    """All topics with their partitions; a moment is given to ``wanted`` ones that were made just before."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + JUST_MADE_S
+    while True:
+        there = await partitions_of(client)
+        if wanted <= there.keys() or loop.time() > end:
+            return there
+        await asyncio.sleep(RECONNECT_PAUSE_S)
+
+
+async def make_topics(
+    client: Client, topics: Mapping[str, Mapping[str, str]], partitions: int, replication: int
+) -> None:
     """Another worker may make them at the same moment. Raises TopicError with the broker's reason."""
     asked: list[Any] = [
         (name, partitions, replication, [], list(settings.items())) for name, settings in topics.items()

@@ -1,0 +1,120 @@
+"""The transports that Eddy has, each held to what every transport promises."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from pipeline.config import Config
+from pipeline.transport import connect
+from pipeline.transport.base import Transport
+from pipeline.transport.memory import MemoryBroker
+from services.broker import Broker
+from tests.conftest import create_topic
+from tests.contract.transport_suite import PARTITIONS, Seen, TransportSuite, World
+
+
+class MemoryWorld(World):
+    servers = "memory"
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker()
+        self.group, self.input, self.output = "group", "input", "output"
+
+    async def create(self, topic: str, partitions: int) -> None:
+        self.broker.create(topic, partitions)
+
+    async def produce(
+        self,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp: int | None = None,
+    ) -> int:
+        return self.broker.produce(self.input, partition, key, value, headers, timestamp)
+
+    async def read(self, topic: str) -> list[Seen]:
+        return [Seen(p, e.key, e.value, e.headers, e.timestamp) for p, _, e in self.broker.records(topic)]
+
+    def connect(self, config: Config) -> Transport:
+        return connect(config, self.broker)
+
+
+class KafkaWorld(World):
+    servers = ""
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self.servers = broker.address
+        self.group, self.input, self.output = f"g-{name}", f"in-{name}", f"out-{name}"
+        self._producer = AIOKafkaProducer(bootstrap_servers=broker.address, linger_ms=0)
+        self._reader = AIOKafkaConsumer(
+            bootstrap_servers=broker.address, isolation_level="read_committed", fetch_max_wait_ms=50
+        )
+
+    async def start(self) -> None:
+        await self._producer.start()
+        await self._reader.start()
+
+    async def stop(self) -> None:
+        await self._producer.stop()
+        await self._reader.stop()
+
+    async def create(self, topic: str, partitions: int) -> None:
+        await create_topic(self.servers, topic, partitions)
+
+    async def produce(
+        self,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp: int | None = None,
+    ) -> int:
+        done = await self._producer.send_and_wait(
+            self.input, value, key, partition=partition, headers=list(headers), timestamp_ms=timestamp
+        )
+        return int(done.offset)
+
+    async def read(self, topic: str) -> list[Seen]:
+        places = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+        self._reader.assign(places)
+        await self._reader.seek_to_beginning(*places)
+        # Committed by now is what lies before the last stable offset.
+        ends = await self._reader.end_offsets(places)
+        seen: list[Seen] = []
+        while any([await self._reader.position(place) < ends[place] for place in places]):
+            for place, messages in (await self._reader.getmany(*places, timeout_ms=100)).items():
+                seen += [
+                    Seen(place.partition, m.key, m.value, m.headers, m.timestamp)
+                    for m in messages
+                    if m.offset < ends[place]
+                ]
+        return sorted(seen, key=lambda s: s.partition)
+
+    def connect(self, config: Config) -> Transport:
+        return connect(config)
+
+
+class TestMemory(TransportSuite):
+    @pytest.fixture
+    async def world(self) -> World:
+        world = MemoryWorld()
+        for topic in (world.input, world.output):
+            await world.create(topic, PARTITIONS)
+        return world
+
+
+@pytest.mark.kafka
+class TestKafka(TransportSuite):
+    @pytest.fixture
+    async def world(self, broker: Broker, unique: Callable[[str], str]) -> AsyncIterator[World]:
+        world = KafkaWorld(broker, uuid.uuid4().hex[:8])
+        for topic in (world.input, world.output):
+            await world.create(topic, PARTITIONS)
+        await world.start()
+        yield world
+        await world.stop()

@@ -1,0 +1,580 @@
+"""What every transport promises: one class of tests, inherited for each.
+
+A transport's test gives a ``world``: the cluster it connects to, with ways to look at it from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from pipeline.columns import Committed, Headers, Membership, Part, Records, Segment, source_column
+from pipeline.config import Config
+from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TopicError
+from pipeline.transport.base import LogRange, Transport
+
+WAIT_S = 20.0
+PARTITIONS = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A record as somebody else reads it, committed."""
+
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: int
+
+
+class World(ABC):
+    """A cluster with topics that no other test uses."""
+
+    group: str
+    input: str
+    output: str
+
+    def config(self, worker_id: str = "w0", **settings: object) -> Config:
+        base: dict[str, object] = {"input": self.input, "output": self.output, "group": self.group}
+        return Config(worker_id=worker_id, bootstrap_servers=self.servers, **{**base, **settings})  # type: ignore[arg-type]
+
+    @property
+    @abstractmethod
+    def servers(self) -> str: ...
+
+    @abstractmethod
+    async def create(self, topic: str, partitions: int) -> None: ...
+
+    @abstractmethod
+    async def produce(
+        self,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp: int | None = None,
+    ) -> int:
+        """Appends to the input; the record's offset."""
+
+    @abstractmethod
+    async def read(self, topic: str) -> list[Seen]:
+        """All records that are committed by now, in order within a partition."""
+
+    @abstractmethod
+    def connect(self, config: Config) -> Transport: ...
+
+
+@dataclass
+class Member:
+    """A transport and what it told its listener."""
+
+    transport: Transport
+    membership: Membership | None = None
+    partitions: tuple[int, ...] = ()
+    revoked: list[tuple[int, ...]] = field(default_factory=list)
+    lost: list[Exception] = field(default_factory=list)
+    assignments: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def on_revoked(self, partitions: Collection[int]) -> None:
+        self.revoked.append(tuple(partitions))
+        self.partitions = ()
+        self.membership = None
+
+    def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
+        self.membership, self.partitions = membership, tuple(sorted(partitions))
+        self.assignments += 1
+        self._tell()
+
+    def on_lost(self, reason: Exception) -> None:
+        self.lost.append(reason)
+        self._tell()
+
+    def _tell(self) -> None:
+        async def tell() -> None:
+            async with self.changed:
+                self.changed.notify_all()
+
+        task = asyncio.create_task(tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def until_assigned(self, number: int | None = None) -> Membership:
+        """Waits for an assignment of that many partitions (None: any), and returns the membership."""
+        async with asyncio.timeout(WAIT_S), self.changed:
+            await self.changed.wait_for(
+                lambda: self.membership is not None and (number is None or len(self.partitions) == number)
+            )
+        assert self.membership is not None
+        return self.membership
+
+    async def until_lost(self) -> Exception:
+        async with asyncio.timeout(WAIT_S), self.changed:
+            await self.changed.wait_for(lambda: bool(self.lost))
+        return self.lost[0]
+
+    def begin(self, offset: int = 0) -> None:
+        for partition in self.partitions:
+            self.transport.seek(partition, offset)
+        self.transport.resume(self.partitions)
+
+    async def fetch(self, records: int) -> dict[int, list[Segment]]:
+        """Fetches until that many records have come; segments by partition."""
+        got: dict[int, list[Segment]] = {}
+        async with asyncio.timeout(WAIT_S):
+            while records > 0:
+                for segment in await self.transport.fetch(1.0):
+                    got.setdefault(segment.partition, []).append(segment)
+                    records -= len(segment)
+        assert records == 0, f"{-records} records too many"
+        return got
+
+
+def records(keys: list[bytes | None], values: list[bytes | None] | np.ndarray, **headers: object) -> Records:
+    return Records(keys, values, np.arange(len(keys)) + 1_700_000_000_000, **headers)  # type: ignore[arg-type]
+
+
+def part(partition: int, committed: int, metadata: str = "m", **contents: Records) -> Part:
+    return Part(partition, b"tag", committed, metadata, **contents)
+
+
+class TransportSuite:
+    """Inherit and give a ``world`` fixture."""
+
+    @asynccontextmanager
+    async def member(self, world: World, worker_id: str = "w0", **settings: object) -> AsyncIterator[Member]:
+        """A started member with its first assignment."""
+        member = Member(world.connect(world.config(worker_id, **settings)))
+        await member.transport.start(member)
+        try:
+            await member.until_assigned()
+            yield member
+        finally:
+            await member.transport.leave()
+            await member.transport.stop()
+
+    # What must exist
+
+    async def test_a_missing_input_is_named(self, world: World) -> None:
+        transport = world.connect(world.config(input="nowhere"))
+        with pytest.raises(TopicError, match=r"'nowhere'.*eddy topics create"):
+            await transport.start(Member(transport))
+        await transport.stop()
+
+    async def test_an_output_with_other_partitions_is_refused(self, world: World) -> None:
+        other = world.output + "-other"
+        await world.create(other, PARTITIONS + 1)
+        transport = world.connect(world.config(output=other))
+        with pytest.raises(TopicError, match=rf"(?s)({PARTITIONS}.*{PARTITIONS + 1}|{PARTITIONS + 1}.*{PARTITIONS})"):
+            await transport.start(Member(transport))
+        await transport.stop()
+
+    async def test_partitions_are_known_after_start(self, world: World) -> None:
+        async with self.member(world) as member:
+            assert member.transport.partitions == PARTITIONS
+            assert member.partitions == tuple(range(PARTITIONS))
+            assert member.lost == []
+
+    # Reading
+
+    async def test_records_come_in_order_as_they_were_written(self, world: World) -> None:
+        sent: dict[int, list[tuple[bytes | None, bytes | None, int]]] = {}
+        for i in range(200):
+            row = (
+                None if i == 7 else b"k%d" % (i % 9),
+                None if i % 50 == 49 else b"v%d" % i,
+                1_600_000_000_000 + i * 7 - i % 3,
+            )
+            sent.setdefault(i % PARTITIONS, []).append(row)
+            await world.produce(i % PARTITIONS, row[0], row[1], timestamp=row[2])
+        async with self.member(world) as member:
+            member.begin()
+            got = await member.fetch(200)
+        for partition, segments in got.items():
+            rows = [
+                (key, value, int(time))
+                for s in segments
+                for key, value, time in zip(s.keys, s.values, s.timestamps, strict=True)
+            ]
+            assert rows == sent[partition]
+            offsets = np.concatenate([s.offsets for s in segments])
+            assert offsets.dtype == np.int64
+            assert offsets.tolist() == list(range(50))
+            assert segments[-1].next_offset == 50
+            assert all(s.headers is None for s in segments)
+            assert sum(s.value_bytes for s in segments) == sum(len(v) for _, v, _ in rows if v is not None)
+
+    async def test_headers_come_with_the_records_that_have_some(self, world: World) -> None:
+        await world.produce(0, b"k", b"plain")
+        await world.produce(
+            0, b"k", b"rich", [("traceparent", b"00-1"), ("eddy-seed", b"7"), ("twice", b"1"), ("twice", b"2")]
+        )
+        async with self.member(world) as member:
+            member.begin()
+            segments = (await member.fetch(2))[0]
+        headers = [h for s in segments for h in (s.headers if s.headers is not None else [()] * len(s))]
+        assert [list(h) for h in headers] == [
+            [],
+            [("traceparent", b"00-1"), ("eddy-seed", b"7"), ("twice", b"1"), ("twice", b"2")],
+        ]
+
+    async def test_an_assignment_is_paused_until_it_is_resumed(self, world: World) -> None:
+        await world.produce(1, b"k", b"v")
+        async with self.member(world) as member:
+            assert await member.transport.fetch(0.3) == []
+            member.begin()
+            assert list(await member.fetch(1)) == [1]
+
+    async def test_a_fetch_without_data_returns_in_time(self, world: World) -> None:
+        async with self.member(world) as member:
+            member.begin()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            assert await member.transport.fetch(0.3) == []
+            assert 0.25 < loop.time() - began < 2
+
+    async def test_a_waiting_fetch_is_woken_by_a_record(self, world: World) -> None:
+        async with self.member(world) as member:
+            member.begin()
+            fetching = asyncio.create_task(member.transport.fetch(WAIT_S))
+            await asyncio.sleep(0.05)
+            await world.produce(2, b"k", b"v")
+            segments = await asyncio.wait_for(fetching, WAIT_S / 2)
+            assert [(s.partition, s.values) for s in segments if len(s)] == [(2, [b"v"])]
+
+    async def test_a_paused_partition_gives_nothing_and_loses_nothing(self, world: World) -> None:
+        async with self.member(world) as member:
+            member.begin()
+            for turn in range(3):
+                await world.produce(0, b"k", b"a%d" % turn)
+                await world.produce(1, b"k", b"b%d" % turn)
+                member.transport.pause([0])
+                got = await member.fetch(1)
+                assert [v for s in got[1] for v in s.values] == [b"b%d" % turn]
+                assert 0 not in got
+                member.transport.resume([0])
+                got = await member.fetch(1)
+                assert [v for s in got[0] for v in s.values] == [b"a%d" % turn]
+
+    async def test_all_paused_waits_for_a_resume(self, world: World) -> None:
+        await world.produce(3, b"k", b"v")
+        async with self.member(world) as member:
+            member.begin()
+            member.transport.pause(range(PARTITIONS))
+            fetching = asyncio.create_task(member.transport.fetch(WAIT_S))
+            await asyncio.sleep(0.2)
+            assert not fetching.done()
+            member.transport.resume([3])
+            segments = await asyncio.wait_for(fetching, WAIT_S / 2)
+            assert [s.values for s in segments if len(s)] == [[b"v"]]
+
+    async def test_seek_goes_back_and_forth(self, world: World) -> None:
+        for i in range(30):
+            await world.produce(0, b"k", b"%d" % i)
+        async with self.member(world) as member:
+            member.transport.seek(0, 25)
+            member.transport.resume([0])
+            assert [v for s in (await member.fetch(5))[0] for v in s.values] == [b"%d" % i for i in range(25, 30)]
+            member.transport.seek(0, 3)
+            got = (await member.fetch(27))[0]
+            assert [v for s in got for v in s.values] == [b"%d" % i for i in range(3, 30)]
+            assert got[0].offsets[0] == 3
+
+    async def test_seek_between_fetches_wins_over_what_was_fetched_ahead(self, world: World) -> None:
+        for i in range(10):
+            await world.produce(0, b"k", b"%d" % i)
+        async with self.member(world) as member:
+            member.transport.resume([0])
+            await asyncio.sleep(0.3)  # time to fetch ahead
+            member.transport.seek(0, 8)
+            assert [v for s in (await member.fetch(2))[0] for v in s.values] == [b"8", b"9"]
+
+    async def test_lag_is_what_is_left_to_fetch(self, world: World) -> None:
+        for i in range(10):
+            await world.produce(0, b"k", b"%d" % i)
+        async with self.member(world) as member:
+            member.transport.seek(0, 0)
+            member.transport.resume([0])
+            await member.fetch(10)
+            assert member.transport.lag([0]) == {0: 0}
+            assert member.transport.lag([PARTITIONS + 7]) == {PARTITIONS + 7: -1}
+
+    # Committing
+
+    async def test_a_commit_shows_all_at_once(self, world: World) -> None:
+        n = 50
+        keys: list[bytes | None] = [b"key-%d" % i for i in range(n)]
+        matrix = np.arange(n * 6, dtype=np.uint8).reshape(n, 6)
+        source = source_column(2, np.arange(n))
+        constant = (("eddy-model", b"m/1"),)
+        async with self.member(world) as member:
+            config, membership = world.config(), await member.until_assigned()
+            await member.transport.commit(
+                membership,
+                [
+                    part(
+                        2,
+                        n,
+                        "the metadata",
+                        outputs=records(keys, matrix, constant=constant, columns=(("eddy-source", source),)),
+                        dead_letters=records([None, b"k"], [b"bad", None], extra=[[("why", b"x")], []]),
+                        snapshots=records(keys[:3], [b"row", b"longer row", b""]),
+                    ),
+                    part(3, 7, "other"),
+                ],
+            )
+            assert await member.transport.stable_offsets(membership, range(4)) == {
+                0: None,
+                1: None,
+                2: Committed(n, "the metadata"),
+                3: Committed(7, "other"),
+            }
+            outputs = await world.read(config.output)
+            assert [s.partition for s in outputs] == [2] * n
+            assert [s.key for s in outputs] == keys
+            assert [s.value for s in outputs] == [bytes(row) for row in matrix]
+            assert [s.timestamp for s in outputs] == [1_700_000_000_000 + i for i in range(n)]
+            assert [list(s.headers) for s in outputs] == [
+                [("eddy-model", b"m/1"), ("eddy-source", bytes(row))] for row in source
+            ]
+            dead = await world.read(config.dead_letters)
+            assert [(s.key, s.value, list(s.headers)) for s in dead] == [
+                (None, b"bad", [("why", b"x")]),
+                (b"k", None, []),
+            ]
+            stretches = [s async for s in member.transport.changelog(2)]
+            assert [k for s in stretches for k in s.keys] == keys[:3]
+            assert [v for s in stretches for v in s.values] == [b"row", b"longer row", b""]
+
+    async def test_an_empty_part_moves_the_offset(self, world: World) -> None:
+        async with self.member(world) as member:
+            membership = await member.until_assigned()
+            for committed in (3, 4):
+                await member.transport.commit(membership, [part(0, committed, f"at {committed}")])
+                found = await member.transport.stable_offsets(membership, [0])
+                assert found == {0: Committed(committed, f"at {committed}")}
+            assert await world.read(world.config().output) == []
+
+    async def test_commits_follow_each_other(self, world: World) -> None:
+        async with self.member(world) as member:
+            membership = await member.until_assigned()
+            for i in range(25):
+                await member.transport.commit(
+                    membership, [part(p, i, outputs=records([b"k"], [b"%d" % i])) for p in range(PARTITIONS)]
+                )
+            seen = await world.read(world.config().output)
+        for p in range(PARTITIONS):
+            assert [s.value for s in seen if s.partition == p] == [b"%d" % i for i in range(25)]
+
+    async def test_an_old_membership_is_refused_and_the_writer_stays_good(self, world: World) -> None:
+        async with self.member(world) as member:
+            old = await member.until_assigned(4)
+            async with self.member(world, "w1"):
+                new = await member.until_assigned(2)
+                assert new != old
+                with pytest.raises(GroupRefused):
+                    await member.transport.commit(old, [part(0, 1, outputs=records([b"k"], [b"zombie"]))])
+                mine = member.partitions[0]
+                await member.transport.commit(new, [part(mine, 1, outputs=records([b"k"], [b"alive"]))])
+            assert [s.value for s in await world.read(world.config().output)] == [b"alive"]
+
+    async def test_who_has_left_is_refused(self, world: World) -> None:
+        async with self.member(world) as member:
+            membership = await member.until_assigned()
+            await member.transport.leave()
+            with pytest.raises(GroupRefused):
+                await member.transport.commit(membership, [part(0, 1, outputs=records([b"k"], [b"late"]))])
+        assert await world.read(world.config().output) == []
+
+    async def test_a_part_that_can_never_be_written_is_named(self, world: World) -> None:
+        async with self.member(world) as member:
+            membership = await member.until_assigned()
+            parts = [
+                part(1, 5, outputs=records([b"k"], [b"fine"])),
+                part(3, 5, outputs=records([b"k"], [bytes(range(256)) * 8192])),
+            ]
+            with pytest.raises(PartRefused) as refused:
+                await member.transport.commit(membership, parts)
+            assert refused.value.partition == 3
+            with pytest.raises(OutcomeUnknown, match="settled"):
+                await member.transport.commit(membership, parts[:1])
+            await member.transport.settle()
+            assert await member.transport.stable_offsets(membership, [1, 3]) == {1: None, 3: None}
+            await member.transport.commit(membership, parts[:1])
+            assert [s.value for s in await world.read(world.config().output)] == [b"fine"]
+
+    async def test_a_cancelled_commit_leaves_the_writer_to_be_settled(self, world: World) -> None:
+        async with self.member(world) as member:
+            membership = await member.until_assigned()
+            for i in range(8):
+                one = [part(0, i, f"{i}", outputs=records([b"k"], [b"%d" % i]))]
+                committing = asyncio.create_task(member.transport.commit(membership, one))
+                for _ in range(i):
+                    await asyncio.sleep(0.001)
+                committing.cancel()
+                (outcome,) = await asyncio.gather(committing, return_exceptions=True)
+                await member.transport.settle()
+                found = (await member.transport.stable_offsets(membership, [0]))[0]
+                visible = [s.value for s in await world.read(world.config().output)]
+                # Decided one way or the other, offset and records together.
+                happened = found is not None and found.metadata == f"{i}"
+                assert happened or outcome is not None
+                assert (b"%d" % i in visible) == happened
+
+    async def test_several_batches_of_one_partition_stay_in_order(self, world: World) -> None:
+        n = 3_000
+        rng = np.random.default_rng(5)
+        rows = rng.integers(0, 256, (n, 1024), dtype=np.uint8)
+        keys: list[bytes | None] = [b"%05d" % i for i in range(n)]
+        async with self.member(world) as member:
+            membership = await member.until_assigned()
+            await member.transport.commit(membership, [part(0, n, snapshots=records(keys, rows))])
+            stretches = [s async for s in member.transport.changelog(0)]
+        assert [k for s in stretches for k in s.keys] == keys
+        assert [v for s in stretches for v in s.values] == [bytes(row) for row in rows]
+
+    # Takeover
+
+    async def test_an_empty_changelog_ends_at_once(self, world: World) -> None:
+        async with self.member(world) as member:
+            assert [s async for s in member.transport.changelog(0)] == []
+
+    async def test_ranges_and_starting_offsets(self, world: World) -> None:
+        for i in range(6):
+            await world.produce(1, b"k", b"%d" % i)
+        async with self.member(world) as member:
+            assert await member.transport.log_ranges([0, 1]) == {0: LogRange(0, 0), 1: LogRange(0, 6)}
+            assert await member.transport.starting_offset(1) == 0
+        async with self.member(world, auto_offset_reset="latest") as member:
+            assert await member.transport.starting_offset(1) == 6
+
+    # The group
+
+    async def test_two_members_share_and_a_leaver_hands_over(self, world: World) -> None:
+        async with self.member(world, "w0") as first:
+            before = await first.until_assigned(4)
+            async with self.member(world, "w1") as second:
+                await first.until_assigned(2)
+                await second.until_assigned(2)
+                assert sorted(first.partitions + second.partitions) == [0, 1, 2, 3]
+                assert [sorted(partitions) for partitions in first.revoked] == [[0, 1, 2, 3]]
+                assert second.revoked == []
+            loop = asyncio.get_running_loop()
+            left = loop.time()
+            after = await first.until_assigned(4)
+            # At once, and not after a session's end.
+            assert loop.time() - left < 4
+            assert after.generation > before.generation
+            assert first.lost == []
+
+    async def test_a_second_process_with_one_worker_id_ends_one_of_them(self, world: World) -> None:
+        first = Member(world.connect(world.config("same")))
+        second = Member(world.connect(world.config("same")))
+        await first.transport.start(first)
+        await first.until_assigned(4)
+        reasons: list[Exception] = []
+        try:
+            await second.transport.start(second)
+        except IdentityTaken as reason:
+            reasons.append(reason)
+        else:
+            reasons.append(await first.until_lost())
+            await second.until_assigned(4)
+            await asyncio.sleep(2.5)  # two heartbeats: nobody is thrown out again
+        assert len(reasons) + len(second.lost) == 1
+        assert isinstance(reasons[0], IdentityTaken)
+        assert "same" in str(reasons[0])
+        for member in (second, first):
+            await member.transport.stop()
+
+    async def test_rebalances_lose_repeat_and_mix_nothing(self, world: World) -> None:
+        """A copying worker on a group that grows and shrinks while records come: each shows once, in order."""
+        total = 400
+        workers = {name: CopyingWorker(world, name) for name in ("w0", "w1", "w2")}
+        await workers["w0"].start()
+        for i in range(total):
+            await world.produce(i % PARTITIONS, b"k%d" % (i % 7), b"%d" % i)
+            if i == 100:
+                await workers["w1"].start()
+            if i == 200:
+                await workers["w2"].start()
+            if i == 300:
+                await workers["w1"].stop()
+        output = world.config().output
+        async with asyncio.timeout(WAIT_S * 2):
+            while len(await world.read(output)) < total:
+                await asyncio.sleep(0.1)
+        for name in ("w0", "w2"):
+            await workers[name].stop()
+        seen = await world.read(output)
+        for p in range(PARTITIONS):
+            assert [s.value for s in seen if s.partition == p] == [b"%d" % i for i in range(p, total, PARTITIONS)]
+        assert [w.member.lost for w in workers.values()] == [[], [], []]
+
+
+class CopyingWorker:
+    """The smallest worker that keeps the rules: takes over, copies input to output, commits, drops what was refused."""
+
+    def __init__(self, world: World, worker_id: str) -> None:
+        self.transport = world.connect(world.config(worker_id))
+        self.member = Member(self.transport)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.transport.start(self.member)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._task.done() and not self._task.cancelled() and (error := self._task.exception()):
+            raise error
+        await self.transport.leave()
+        await self.transport.stop()
+
+    async def _run(self) -> None:
+        taken = -1
+        while True:
+            member = self.member
+            if member.membership is None or member.assignments == taken:
+                segments = await self.transport.fetch(0.05)
+            else:
+                taken = member.assignments
+                segments = await self._take_over()
+            membership = member.membership
+            parts = [
+                part(
+                    s.partition,
+                    s.next_offset,
+                    outputs=Records([k or b"" for k in s.keys], s.values, s.timestamps),
+                )
+                for s in segments
+                if s.partition in member.partitions
+            ]
+            if parts and membership is not None:
+                try:
+                    await self.transport.commit(membership, parts)
+                except GroupRefused:
+                    taken = -1
+                except OutcomeUnknown:
+                    await self.transport.settle()
+                    taken = -1
+
+    async def _take_over(self) -> list[Segment]:
+        membership, partitions = self.member.membership, self.member.partitions
+        assert membership is not None
+        found = await self.transport.stable_offsets(membership, partitions)
+        if membership is self.member.membership:
+            for partition, committed in found.items():
+                self.transport.seek(partition, committed.offset if committed is not None else 0)
+            self.transport.resume(partitions)
+        return []
