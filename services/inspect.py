@@ -78,7 +78,7 @@ def _table(contract: Contract, costs: dict[str, Any]) -> Iterator[str]:
 
 def _rows(kind: str, things: Iterator[tuple[str, str, Sequence[int], str]]) -> Iterator[str]:
     for name, dtype, shape, note in things:
-        yield f"{kind:<11} {name:<24} {dtype}{list(shape)}{f'   {note}' if note else ''}"
+        yield f"{kind:<11} {name:<24} {dtype}{list(shape) if shape else ''}{f'   {note}' if note else ''}"
         kind = ""
 
 

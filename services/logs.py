@@ -24,10 +24,10 @@ class JsonLines(logging.Formatter):
 
 
 def set_up(style: Literal["text", "json"] | str, level: str) -> None:
-    """Replaces the root's handlers. aiokafka is told to keep what repeats every retry to itself."""
+    """Replaces the root's handlers; only ``debug`` lets aiokafka speak."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(JsonLines() if style == "json" else plain)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # It logs every reconnect and rejoin at INFO and above; ours say what came of it.
-    logging.getLogger("aiokafka").setLevel(max(logging.ERROR, logging.getLogger().level))
+    # It reports every retry as an error; our own lines say what came of it.
+    logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import onnx
-from prometheus_client import ProcessCollector
+from prometheus_client import ProcessCollector, disable_created_metrics
 
 from pipeline.config import Config
 from pipeline.contract import Contract
@@ -71,6 +71,7 @@ class Pulse:
 
 
 async def _serve(config: RunConfig, model: onnx.ModelProto, contract: Contract) -> None:
+    disable_created_metrics()  # a second series for each counter, which nobody reads
     metrics = Metrics(contract.name, contract.model_version)
     ProcessCollector(registry=metrics.registry)
     worker = Worker(config, connect(config), model, contract, metrics)

@@ -1,0 +1,53 @@
+"""Record values and headers as `eddy tail` shows them."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pytest
+
+from pipeline.columns import source_column
+from services.values import Decoder, escape, headers_as_json
+from tests.contracts import tensor_contract
+
+
+@pytest.mark.parametrize(
+    ("value", "fields", "line"),
+    [
+        (b"plain", {"value": "plain"}, "plain"),
+        ("größe\n\t\x1b[2J".encode(), {"value": "größe\n\t\x1b[2J"}, "größe\\n\\t\\x1b[2J"),
+        (b"", {"value": ""}, ""),
+        (None, {"value": None}, "(end of stream)"),
+        (b"\xff\xfe", {"value_base64": "//4="}, "base64://4="),
+        (b"\0\0\0\0", {"value_base64": "AAAAAA=="}, "base64:AAAAAA=="),
+    ],
+)
+def test_values_without_a_model(value: bytes | None, fields: dict[str, object], line: str) -> None:
+    assert Decoder(None).fields(value) == fields
+    assert Decoder(None).line(value) == line
+
+
+def test_escaped_text_is_one_line_that_can_be_read_back() -> None:
+    for text in ("a\\n\n", "tab\t", "Zeile\u2028", "\r\x00", "日本"):
+        escaped = escape(text)
+        assert escaped.isprintable()
+        assert escaped.encode("latin-1", "backslashreplace").decode("unicode_escape") == text
+
+
+def test_a_model_turns_bytes_into_numbers_output_after_output() -> None:
+    contract = tensor_contract()
+    assert contract.head.kind == "tensor"
+    decoder = Decoder(contract)
+    chosen = contract.outputs if contract.head.output is None else (contract.output(contract.head.output),)
+    arrays = {o.name: np.arange(3 * o.nbytes // np.dtype(o.dtype).itemsize).astype(o.dtype) for o in chosen}
+    arrays = {o.name: arrays[o.name].reshape(3, *o.shape) for o in chosen}
+    value = b"".join(a.tobytes() for a in arrays.values())
+    assert decoder.fields(value) == {"value": {name: a.tolist() for name, a in arrays.items()}}
+    assert decoder.fields(value[:-1]) == {"value_base64": base64.b64encode(value[:-1]).decode()}
+
+
+def test_the_source_header_is_two_numbers() -> None:
+    source = source_column(3, np.array([1 << 40])).tobytes()
+    told = headers_as_json([("eddy-model", b"m/1"), ("eddy-source", source), ("odd", b"\xff")])
+    assert told == {"eddy-model": "m/1", "eddy-source": {"partition": 3, "offset": 1 << 40}, "odd": {"base64": "/w=="}}
