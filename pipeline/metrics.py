@@ -65,13 +65,14 @@ class ColumnHistogram(Collector):
         NaN and infinity are not counted: one of them would spoil the sum for the life of the process.
         """
         column = np.asarray(values, np.float64).reshape(-1)
-        times = np.ones(len(column), np.int64) if repeats is None else np.asarray(repeats, np.int64).reshape(-1)
+        times = None if repeats is None else np.asarray(repeats, np.int64).reshape(-1)
         finite = np.isfinite(column)
         if not finite.all():
-            column, times = column[finite], times[finite]
+            column, times = column[finite], times[finite] if times is not None else None
         buckets = np.searchsorted(self._bounds, column, side="left")
         counts = np.bincount(buckets, weights=times, minlength=len(self._counts)).astype(np.int64)
-        total = float(column @ times)
+        # No dot product: BLAS would wake its threads for it, and they spin between two calls.
+        total = float((column if times is None else column * times).sum())
         with self._lock:
             self._counts += counts
             self._sum += total
