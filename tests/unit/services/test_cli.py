@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,15 @@ def test_inspect_says_what_a_stream_costs(shipped: Path, capsys: pytest.CaptureF
     table = capsys.readouterr().out
     for word in ("python-reference/1", told["digest"], "h -> h_next", "generate", "4,096 slots"):
         assert word in table
+
+
+def test_running_a_model_writes_nothing_anywhere(shipped: Path, tmp_path: Path) -> None:
+    """Nor does it report to anybody: onnxruntime's own telemetry would leave its files here."""
+    places = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")}
+    program = f"from services.cli import main; raise SystemExit(main(['doctor', '--model', {str(shipped)!r}]))"
+    env = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", program], env={**env, **places}, check=True, stdout=subprocess.DEVNULL)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_runs_the_model_and_tells_what_fails(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
