@@ -32,6 +32,12 @@ EXPORT_EXAMPLES = """examples:
 A module needs forward(steps, *states) -> (outputs, *states) and initial_state(batch). Its states, outputs, axes and
 initial values are found by running it; the graph is compared with it before anything is written."""
 
+OF_A_MODULE = (
+    *("steps", "step_limit", "time_axis", "state_names", "output_names", "codec", "codec_setting", "head"),
+    *("head_output", "labels", "summary", "data", "licence"),
+)
+"""What a checkpoint of `eddy train` knows by itself."""
+
 
 def add_train_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds ``train`` with its tasks; each sets ``handler``."""
@@ -185,16 +191,27 @@ def _train_text(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     _need("export", "torch")
     command = args.rebuild or shlex.join(["eddy", *sys.argv[1:]])
-    if args.module is None:
-        if args.checkpoint is None:
-            raise ConfigError("nothing to export: name PACKAGE.MODULE:NAME, or a --checkpoint of `eddy train`")
-        from export.textmodel import export_text
-
-        exported = export_text(args.checkpoint, args.output, command, _settings(args.head_setting, "--head-setting"))
-    else:
+    if args.module is not None:
         exported = _export_module(args, command)
+    elif args.checkpoint is not None:
+        exported = _export_run(args, command)
+    else:
+        raise ConfigError("nothing to export: name PACKAGE.MODULE:NAME, or a --checkpoint of `eddy train`")
     _report(exported, args.json)
     return 0
+
+
+def _export_run(args: argparse.Namespace, command: str) -> Exported:
+    from export.exporter import ExportOptions
+    from export.textmodel import export_text
+
+    for name in OF_A_MODULE:
+        if getattr(args, name) not in ("", "auto", "tensor", [], None):
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is for a module of your own: name PACKAGE.MODULE:NAME, or leave it out")
+    settings = _settings(args.head_setting, "--head-setting")
+    options = ExportOptions(tolerance=args.tolerance, max_megabytes=args.max_megabytes)
+    return export_text(args.checkpoint, args.output, command, settings, options)
 
 
 def _export_module(args: argparse.Namespace, command: str) -> Exported:

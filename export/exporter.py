@@ -7,6 +7,7 @@ may go in one call. What it cannot show is asked for: a step's dtype and shape, 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from export.graph import to_onnx
 from export.measure import tolerance_of
 from export.memory import fit_memory
 from export.parity import Parity, prove
-from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, first_parameter, outputs_of, subject
+from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, outputs_of, steps_name, subject
 from export.spec import parse_step
 from pipeline.contract import CodecSpec, Contract, HeadSpec, StepInput
 from pipeline.errors import ConfigError, ModelError
@@ -68,7 +69,7 @@ def export_module(
 
     ``output``: folder ``.../NAME/VERSION`` with a whole-number version. ``steps``: one step's dtype and shape, as in
     ``"float32[64]"`` or ``"tokens:int64"``; several where `forward` takes a tuple of steps. The module is put into eval
-    mode and left there.
+    mode and on the CPU, and left there.
 
     Raises ConfigError for what is asked wrongly, ContractError for codec or head settings, and ModelError when the
     module cannot be exported or the graph does not do what the module does; nothing is written then.
@@ -79,8 +80,13 @@ def export_module(
         raise ConfigError(
             f"--output {folder}: expected NAME/VERSION with a whole-number version, as in models/my-model/1"
         )
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", folder.parent.name):
+        raise ConfigError(
+            f"--output {folder}: the name {folder.parent.name!r} may have letters, digits, '.', '_' and '-' (topics are"
+            " named after it)"
+        )
     given = [steps] if isinstance(steps, (str, StepInput)) else list(steps)
-    first = first_parameter(module)
+    first = steps_name(module)
     inputs = tuple(
         parse_step(s, first if len(given) == 1 else f"{first}_{i}") if isinstance(s, str) else s
         for i, s in enumerate(given)

@@ -8,6 +8,8 @@ finds.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +67,7 @@ def to_onnx(of: Subject, layout: Layout, contract: Contract) -> Traced:
     axes = dict.fromkeys([s.name for s in contract.steps] + [o.name for o in contract.outputs], lead)
     axes |= {name: {s.batch_axis: "B"} for s in contract.states for name in (s.input, s.output)}
     try:
-        with TemporaryDirectory() as folder, _quiet() as frozen, torch.no_grad():
+        with TemporaryDirectory() as folder, _quiet() as frozen, _no_stdout(), torch.no_grad():
             file = str(Path(folder) / "model.onnx")
             torch.onnx.export(
                 _Flat(of, layout).eval(),
@@ -82,6 +84,10 @@ def to_onnx(of: Subject, layout: Layout, contract: Contract) -> Traced:
         raise
     except Exception as error:  # noqa: BLE001 - the exporter raises its own, torch's and plain errors
         raise ModelError(f"torch cannot export the module to ONNX opset {OPSET}: {first_line(error)}") from None
+    given = {v.name for v in model.graph.input}
+    for name in inputs:
+        if name not in given:
+            raise ModelError(f"forward makes no use of its input {name}: leave it out")
     refuse_branches(model.graph)
     _tidy(model, contract, axes)
     return Traced(model, tuple(dict.fromkeys(frozen)))
@@ -124,10 +130,6 @@ def _quiet() -> Iterator[list[str]]:
     """Of all that tracing warns of, keeps where the user's own code froze a value; the proof judges if it matters."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    # Without this a failing export writes its whole intermediate graph to stdout.
-    log_graphs = getattr(torch._C, "_jit_set_onnx_log_enabled", None)
-    if log_graphs is not None:
-        log_graphs(False)
     frozen: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -142,3 +144,17 @@ def _quiet() -> Iterator[list[str]]:
                 for w in caught
                 if w.category.__name__ == "TracerWarning" and not w.filename.startswith(inside)
             ]
+
+
+@contextmanager
+def _no_stdout() -> Iterator[None]:
+    """A failing export writes its whole intermediate graph to the process's stdout, below Python."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

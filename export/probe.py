@@ -137,17 +137,30 @@ class Subject:
         return torch.randint(0, limit, shape, generator=generator).to(dtype)
 
 
-def subject(module: nn.Module, steps: tuple[StepInput, ...], step_limit: int | None, names: Sequence[str]) -> Subject:
-    """The module in eval mode, with the states that its ``initial_state`` shows. Raises ModelError.
+def steps_name(module: nn.Module) -> str:
+    """What `forward` calls its steps: their name in the graph where none is given.
 
-    ``step_limit``: whole-number steps are drawn below it; None: from the module's first embedding, else 100.
+    Raises ModelError for a module that lacks what every served module has.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(f"{type(module).__name__} is compiled TorchScript: export the module that it was made from")
     if not callable(getattr(module, "initial_state", None)):
         raise ModelError(
             f"{type(module).__name__} has no initial_state(batch): add one that returns the state of `batch` new"
             " streams, a tensor or a tuple of tensors"
         )
-    module.eval()
+    for parameter in inspect.signature(module.forward).parameters.values():
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            return parameter.name
+    return "steps"
+
+
+def subject(module: nn.Module, steps: tuple[StepInput, ...], step_limit: int | None, names: Sequence[str]) -> Subject:
+    """The module in eval mode on the CPU, with the states that its ``initial_state`` shows. Raises ModelError.
+
+    ``step_limit``: whole-number steps are drawn below it; None: from the module's first embedding, else 100.
+    """
+    module.eval().cpu()
     if step_limit is None:
         sizes = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]
         step_limit = sizes[0] if sizes else 100
@@ -201,14 +214,6 @@ def _state_names(module: nn.Module, names: Sequence[str], count: int) -> list[st
     if len(plain) == count:
         return plain
     return [f"state_{i}" for i in range(count)] if count > 1 else ["state"]
-
-
-def first_parameter(module: nn.Module) -> str:
-    """What `forward` calls its steps: their name in the graph where none is given."""
-    for parameter in inspect.signature(module.forward).parameters.values():
-        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-            return parameter.name
-    return "steps"
 
 
 def find_layout(of: Subject, wanted: Sequence[Layout] = LAYOUTS) -> Layout:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.card import CardText, write_card
-from export.exporter import Exported, export_module
+from export.exporter import Exported, ExportOptions, export_module
 from export.nets import TextNet
 from export.text import BREAK, Alphabet, Corpus, load_corpus, xz_bits_per_character
 from export.training import load_text_net
@@ -24,10 +24,13 @@ GENERATE = {"max_steps": 200, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "see
 NAMES = {"elman": "Elman", "lstm": "LSTM", "gru": "GRU"}
 
 
-def export_text(checkpoint: Path, output: Path, command: str, settings: dict[str, Any] | None = None) -> Exported:
+def export_text(
+    checkpoint: Path, output: Path, command: str, settings: dict[str, Any], options: ExportOptions
+) -> Exported:
     """Exports the best weights of a run and scores them on the run's held-out text, with onnxruntime.
 
-    ``settings`` changes the head's. Raises ConfigError when the text that the run was trained on is no longer the same.
+    ``command`` builds it again; ``settings`` change the head's. Raises ConfigError when the text that the run was
+    trained on is no longer the same.
     """
     net, saved = load_text_net(checkpoint)
     alphabet = Alphabet(saved["alphabet"])
@@ -42,7 +45,8 @@ def export_text(checkpoint: Path, output: Path, command: str, settings: dict[str
         output,
         StepInput("tokens", "int64"),
         codec=CodecSpec("text", settings=alphabet.settings()),
-        head=HeadSpec("generate", output="logits", settings={**GENERATE, **(settings or {})}),
+        head=HeadSpec("generate", output="logits", settings={**GENERATE, **settings}),
+        options=options,
     )
     bits = score_model(exported.file, corpus.held_out)
     card = _card(net, saved, corpus, bits, command)

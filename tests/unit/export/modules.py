@@ -177,6 +177,17 @@ class Unsupported(Cell):
         return h, h
 
 
+class Unused(Cell):
+    """One of its states is written and never read."""
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return torch.zeros(batch, 16), torch.zeros(batch, 2)
+
+    def forward(self, steps: Tensor, h: Tensor, idle: Tensor) -> tuple[Tensor, ...]:
+        h = self.cell(steps, h)
+        return h, h, h[:, :2]
+
+
 class TakesTuple(Cell):
     def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return torch.zeros(batch, 16), torch.zeros(batch, 16)

@@ -83,6 +83,7 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, capsys: pytest.Captur
     steps = ["--steps", "float32[8]"]
     assert "give --steps, as in --steps float32[64]" in fails(capsys, "export", f"{MODULE}:build", *out)
     assert "nothing to export" in fails(capsys, "export", *out)
+    assert "--steps is for a module of your own" in fails(capsys, "export", "--checkpoint", "x.pt", *steps, *out)
     assert "expected PACKAGE.MODULE:NAME" in fails(capsys, "export", "mymodule", *steps, *out)
     assert "no module 'nowhere.at_all'" in fails(capsys, "export", "nowhere.at_all:build", *steps, *out)
     assert "did you mean 'build'?" in fails(capsys, "export", f"{MODULE}:biuld", *steps, *out)

@@ -170,6 +170,7 @@ def test_card_says_what_was_proven(tmp_path: Path) -> None:
         (m.LooksAhead, "looks ahead, or drops its state"),
         (m.Branches, r"tracing froze a value at .*modules\.py:\d+"),
         (m.FixedBatch, r"tracing froze a value at .*modules\.py:\d+"),
+        (m.Unused, "forward makes no use of its input idle"),
         (m.Unsupported, "torch cannot export the module to ONNX opset 17: .*cummax"),
         (m.TakesTuple, "each state as an argument of its own"),
         (m.ChangesDtype, "state h is float32 in initial_state and float64 after a step"),
@@ -179,10 +180,13 @@ def test_card_says_what_was_proven(tmp_path: Path) -> None:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_what_cannot_be_served_is_named(tmp_path: Path, module: type[nn.Module], message: str) -> None:
+def test_what_cannot_be_served_is_named(
+    tmp_path: Path, module: type[nn.Module], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         export_module(module(), tmp_path / "net" / "1", "float32[8]")
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
     assert not (tmp_path / "net").exists()
 
 
@@ -227,9 +231,18 @@ def test_heads_ask_for_what_they_need(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_folder_must_be_name_and_version(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected NAME/VERSION"):
-        export_module(m.Cell(), tmp_path / "net" / "latest", "float32[8]")
+@pytest.mark.parametrize(
+    ("folder", "message"), [("net/latest", "expected NAME/VERSION"), ("a net/1", "may have letters")]
+)
+def test_folder_must_be_name_and_version(tmp_path: Path, folder: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export_module(m.Cell(), tmp_path / folder, "float32[8]")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="export the module that it was made from"):
+        export_module(torch.jit.script(nn.Linear(3, 3)), tmp_path / "net" / "1", "float32[3]")
 
 
 def test_large_graphs_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from export.nets import TextNetShape  # noqa: E402
+from export.rebuild import RECIPES  # noqa: E402
+from export.rebuild import main as rebuild_main  # noqa: E402
 from export.textmodel import score_model  # noqa: E402
 from export.training import Schedule, load_text_net, score_torch, train_text  # noqa: E402
 from services.cli import main  # noqa: E402
@@ -153,6 +155,15 @@ def test_too_many_lanes_say_so(tmp_path: Path, book: Path) -> None:
     corpus = text_file(book)
     with pytest.raises(ConfigError, match="fewer --lanes"):
         train_text(corpus, Alphabet(None), TextNetShape(units=4), Schedule(lanes=10_000), tmp_path / "run")
+
+
+def test_every_shipped_model_has_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    models = SHIPPED.parents[1]
+    assert sorted(RECIPES) == sorted(f.name for f in models.iterdir() if f.is_dir())
+    for name in RECIPES:
+        assert "```sh\nmake models\n```" in (models / name / "1" / "README.md").read_text()
+    assert rebuild_main(["no-such-model"]) == 2
+    assert "no recipe for 'no-such-model'" in capsys.readouterr().err
 
 
 def test_the_shipped_model_scores_as_its_card_says() -> None:
