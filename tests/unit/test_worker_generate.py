@@ -182,3 +182,34 @@ async def test_half_a_character_waits_in_the_row_across_a_restart(talking_hash):
     async with running(worker) as task:
         await until(whole, task, lambda: finished(whole) == 1)
     assert list(texts(broker).values()) == list(texts(whole).values())
+
+
+async def test_streams_move_between_workers_while_they_generate(talking_hash):
+    """Slots are as many as streams: those of a partition that left must come free, and clean, for the next to come."""
+    want = await undisturbed(talking_hash)
+    broker = new_broker()
+    for key, text in PROMPTS:
+        prompt(broker, key, text, ("eddy-seed", b"11"))
+    streams = len({key for key, _ in PROMPTS})
+    first, _ = made(broker, talking_hash, worker_id="a", slots=streams, engine_threads=2)
+    first._engine._step_s = 1e9  # so that every run is on its thread when the partitions leave
+    async with running(first) as task:
+        for turn in range(6):
+            second, _ = made(broker, talking_hash, worker_id=f"b{turn}", slots=streams)
+            before = counted(broker)
+            async with running(second) as other:
+                await until(broker, other, lambda n=before: counted(broker) >= n + 40 or finished(broker) == len(want))
+        await until(broker, task, lambda: finished(broker) == len(want))
+        assert first._slots.used == streams
+    assert texts(broker) == want
+
+
+async def test_a_slot_keeps_nothing_of_the_stream_that_had_it_before(talking_hash):
+    broker = new_broker()
+    broker.produce("in", 0, b"a", b"caf\xc3", [("eddy-max-steps", b"0")])
+    broker.produce("in", 0, b"a", None)
+    broker.produce("in", 0, b"b", b"x", [("eddy-max-steps", b"5")])
+    worker, _ = made(broker, talking_hash, slots=1)
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == 1 or counted(broker, "in.dlq") == 1)
+    assert counted(broker, "in.dlq") == 0
