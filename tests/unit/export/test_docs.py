@@ -1,4 +1,4 @@
-"""The example of docs/exporting.md, as a newcomer would run it."""
+"""The examples of the README and of docs/exporting.md, as a newcomer would run them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,46 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.contract import Contract
 from pipeline.model_file import load_graph, read_contract
 
-DOCS = Path(__file__).parents[3] / "docs" / "exporting.md"
+ROOT = Path(__file__).parents[3]
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def export_by_command(page: str, folder: Path) -> Contract:
+    """Writes the page's module down under the name it gives, and runs the page's `eddy export`."""
+    module = next(b for b in blocks(page, "python") if "def initial_state" in b)
+    name = re.search(r"# (\w+\.py)", module)
+    assert name is not None
+    (folder / name[1]).write_text(module)
+    shell = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    command = shlex.split(next(line for line in shell if line.startswith("eddy export")))
+    if "--checkpoint" in command:
+        save = f"import torch, {name[1][:-3]} as m; torch.save(m.Detector().state_dict(), 'weights.pt')"
+        subprocess.run([sys.executable, "-c", save], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "services", *command[1:]], cwd=folder, check=True, capture_output=True)
+    return read_contract(load_graph(folder / "models" / "detector" / "1" / "model.onnx"), page)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/exporting.md"])
+def test_the_command_exports_the_module_shown(tmp_path: Path, page: str) -> None:
     pytest.importorskip("torch")
-    text = DOCS.read_text(encoding="utf-8")
-    module, call = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "counter.py").write_text(module)
-    save = "import torch, counter; torch.save(counter.Detector().state_dict(), 'weights.pt')"
-    subprocess.run([sys.executable, "-c", save], cwd=tmp_path, check=True)
-    shell = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[0].replace("\\\n", " ")
-    export = shlex.split(shell.splitlines()[0])
-    subprocess.run([sys.executable, "-m", "services", *export[1:]], cwd=tmp_path, check=True, capture_output=True)
+    contract = export_by_command(page, tmp_path)
+    assert (contract.time_axis, contract.batch_axis) == (0, 1)
+    assert contract.head.labels == ("quiet", "alarm")
+
+
+def test_the_call_does_what_the_command_does(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    page = "docs/exporting.md"
+    by_command = export_by_command(page, tmp_path)
     file = tmp_path / "models" / "detector" / "1" / "model.onnx"
-    by_command = read_contract(load_graph(file), "detector")
     file.unlink()
+    call = next(b for b in blocks(page, "python") if "export_module(" in b)
     subprocess.run([sys.executable, "-c", call], cwd=tmp_path, check=True)
-    assert read_contract(load_graph(file), "detector") == by_command
-    assert (by_command.time_axis, by_command.batch_axis) == (0, 1)
-    assert by_command.head.labels == ("quiet", "alarm")
+    assert read_contract(load_graph(file), page) == by_command
