@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
+from aiokafka.record._protocols import DefaultRecordBatchBuilderProtocol
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
@@ -32,7 +33,8 @@ _ENCODE: dict[int, Callable[[bytes], bytes]] = {1: gzip_encode, 2: snappy_encode
 # producer epoch, base sequence, count
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _PRODUCER = struct.Struct(">qhi")
-_CRC_AT, _CHECKED_FROM, _PRODUCER_AT = 17, 21, 43
+_TIMES = struct.Struct(">qq")
+_CRC_AT, _CHECKED_FROM, _TIMES_AT, _PRODUCER_AT = 17, 21, 27, 43
 _MAGIC, _TRANSACTIONAL = 2, 0x10
 
 
@@ -51,7 +53,7 @@ class Batch:
     def signed(self, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:
         """The batch as it goes over the wire. May be called again, with the same or another producer."""
         _PRODUCER.pack_into(self._buffer, _PRODUCER_AT, producer_id, producer_epoch, base_sequence)
-        crc = calc_crc32c(bytes(memoryview(self._buffer)[_CHECKED_FROM:]))
+        crc = calc_crc32c(memoryview(self._buffer)[_CHECKED_FROM:])  # type: ignore[arg-type]
         struct.pack_into(">I", self._buffer, _CRC_AT, crc)
         return bytes(self._buffer)
 
@@ -105,41 +107,47 @@ def _by_column(records: Records, lengths: I64, shapes: I64, codec: int, limit: i
         columns = varint_column(times - times[0]), varint_column(np.arange(j - i))
         which = shapes[i:j]
         if (which == which[0]).all():
-            body = _rows(records, slice(i, j), *columns)[0]
+            pieces = _pieces(records, slice(i, j), *columns)
+            buffer = bytearray(_HEADER.size + (j - i) * _width(pieces))
+            _fill(np.frombuffer(buffer, np.uint8, offset=_HEADER.size).reshape(j - i, -1), pieces)
         else:
             woven = np.empty(j - i, object)
             for shape in np.unique(which):
                 at = np.flatnonzero(which == shape)
-                rows, width = _rows(records, at + i, *(column[at] for column in columns))
-                woven[at] = [rows[k : k + width] for k in range(0, len(rows), width)]
-            body = b"".join(woven.tolist())
-        yield _batch(body, j - i, int(times[0]), int(times.max()), codec)
+                pieces = _pieces(records, at + i, *(column[at] for column in columns))
+                rows = np.empty((len(at), _width(pieces)), np.uint8)
+                _fill(rows, pieces)
+                blob, width = rows.tobytes(), rows.shape[1]
+                woven[at] = [blob[k : k + width] for k in range(0, len(blob), width)]
+            buffer = bytearray(_HEADER.size) + b"".join(woven.tolist())
+        yield _batch(buffer, j - i, int(times[0]), int(times.max()), codec)
         i = j
 
 
-def _rows(records: Records, at: slice | I64, time: U8, offset: U8) -> tuple[bytes, int]:
-    """The records ``at``, all of one shape, as bytes of equal length, and that length."""
-    n = len(time)
+def _pieces(records: Records, at: slice | I64, time: U8, offset: U8) -> list[bytes | U8]:
+    """The records ``at``, all of one shape, as rows: constant (bytes) and varying (``uint8 [n, W]``) pieces."""
     keys = _stack(records.keys, at)
     values = records.values[at] if isinstance(records.values, np.ndarray) else _stack(records.values, at)
-    pieces: list[bytes | U8] = [b"\0", time, offset]
-    pieces += [varint(keys.shape[1]), keys]
-    pieces += [varint(values.shape[1]), values]
+    pieces: list[bytes | U8] = [time, offset, varint(keys.shape[1]), keys, varint(values.shape[1]), values]
     pieces += [varint(len(records.constant) + len(records.columns)) + _constant(records)]
     for name, column in records.columns:
         pieces += [_prefix(name, column), column[at]]
-    widths = [len(p) if isinstance(p, bytes) else p.shape[1] for p in pieces]
-    pieces.insert(0, length := varint(sum(widths)))
-    widths.insert(0, len(length))
-    template = b"".join(p if isinstance(p, bytes) else bytes(p.shape[1]) for p in pieces)
-    rows = np.empty((n, len(template)), np.uint8)
-    rows[:] = np.frombuffer(template, np.uint8)
+    return [varint(1 + _width(pieces)) + b"\0", *pieces]  # length, and attributes, of which there are none
+
+
+def _width(pieces: list[bytes | U8]) -> int:
+    return sum(len(p) if isinstance(p, bytes) else p.shape[1] for p in pieces)
+
+
+def _fill(rows: U8, pieces: list[bytes | U8]) -> None:
     start = 0
-    for piece, width in zip(pieces, widths):
-        if not isinstance(piece, bytes):
-            rows[:, start : start + width] = piece
-        start += width
-    return rows.tobytes(), len(template)
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            rows[:, start : start + len(piece)] = np.frombuffer(piece, np.uint8)
+            start += len(piece)
+        else:
+            rows[:, start : start + piece.shape[1]] = piece
+            start += piece.shape[1]
 
 
 def _stack(items: Sequence[bytes | None], at: slice | I64) -> U8:
@@ -159,17 +167,26 @@ def _prefix(name: str, column: U8) -> bytes:
 
 
 def _by_record(records: Records, codec: int, limit: int) -> Iterator[Batch]:
-    values, times = as_list(records.values), records.timestamps.tolist()
+    # aiokafka's builder takes a first timestamp of -1 (a record without one) for none yet: all are one later here, and
+    # the batch's first and largest are set right in the end.
+    values, times = as_list(records.values), (records.timestamps + 1).tolist()
     headers = _headers(records)
     builder, start = None, 0
     for i, (key, value) in enumerate(zip(records.keys, values)):
         if builder is None or builder.append(i - start, times[i], key, value, headers[i]) is None:
             if builder is not None:
-                yield Batch(builder.build(), i - start)
+                yield _built(builder, i - start)
             builder, start = DefaultRecordBatchBuilder(_MAGIC, codec, 1, -1, -1, 0, limit), i
             builder.append(0, times[i], key, value, headers[i])  # the first is taken whatever its size
     if builder is not None:
-        yield Batch(builder.build(), len(values) - start)
+        yield _built(builder, len(values) - start)
+
+
+def _built(builder: DefaultRecordBatchBuilderProtocol, count: int) -> Batch:
+    buffer = bytearray(builder.build())
+    first, largest = _TIMES.unpack_from(buffer, _TIMES_AT)
+    _TIMES.pack_into(buffer, _TIMES_AT, first - 1, largest - 1)
+    return Batch(buffer, count)
 
 
 def _headers(records: Records) -> list[list[tuple[str, bytes | None]]]:
@@ -183,17 +200,15 @@ def _headers(records: Records) -> list[list[tuple[str, bytes | None]]]:
     return [[*constant, *(column[i] for column in columns), *extra[i]] for i in range(n)]
 
 
-def _batch(body: bytes, count: int, first_time: int, largest_time: int, codec: int) -> Batch:
+def _batch(buffer: bytearray, count: int, first_time: int, largest_time: int, codec: int) -> Batch:
+    """``buffer``: room for the header, then the records."""
     attributes = _TRANSACTIONAL
     if codec:
-        packed = _ENCODE[codec](body)
-        if len(packed) < len(body):
-            body, attributes = packed, attributes | codec
-    buffer = bytearray(_HEADER.size + len(body))
-    _HEADER.pack_into(
-        buffer, 0, 0, len(buffer) - 12, -1, _MAGIC, 0, attributes, count - 1, first_time, largest_time, -1, -1, 0, count
-    )
-    buffer[_HEADER.size :] = body
+        packed = _ENCODE[codec](bytes(memoryview(buffer)[_HEADER.size :]))
+        if len(packed) < len(buffer) - _HEADER.size:
+            buffer, attributes = bytearray(_HEADER.size) + packed, attributes | codec
+    head = (len(buffer) - 12, -1, _MAGIC, 0, attributes, count - 1, first_time, largest_time, -1, -1, 0, count)
+    _HEADER.pack_into(buffer, 0, 0, *head)
     return Batch(buffer, count)
 
 
