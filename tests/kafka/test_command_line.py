@@ -105,6 +105,13 @@ def test_what_is_produced_can_be_tailed(cluster: Broker, unique: Unique, tmp_pat
     assert sorted(lines)[:3] == ["a\t(end of stream)", "a\tone", "b\tzwölf"]
 
 
+def test_a_record_the_topic_refuses_is_one_line(cluster: Broker, unique: Unique, tmp_path: Path) -> None:
+    topics = make_topics(cluster.address, unique, 1, max_message_bytes="1000")
+    (tmp_path / "big").write_bytes(bytes(5000))
+    done = eddy("produce", topics.input, "--key", "k", "--record-bytes", 4500, tmp_path / "big")
+    assert "refused a record (MessageSizeTooLargeError); 1 others were written" in one_line(done, 1)
+
+
 def test_tail_shows_from_now_on_and_ends_quietly_when_interrupted(cluster: Broker, unique: Unique) -> None:
     topics = make_topics(cluster.address, unique, 2)
     eddy("produce", topics.input, stdin="old\tx\n")
@@ -185,7 +192,7 @@ def test_a_worker_serves_tells_and_drains(cluster: Broker, unique: Unique, tmp_p
         began = time.monotonic()
         worker.drained()
         assert time.monotonic() - began < 10
-    assert "drained" in worker.log
+    assert "ended" in worker.log
 
 
 @pytest.mark.parametrize(
