@@ -45,7 +45,7 @@ class ColumnRecords(PartitionRecords):
             stretch = _Stretch(batch)
             # A batch is fetched whole: what lies before the position was asked for by nobody.
             stretch.cut(self.next_fetch_offset)
-            self.next_fetch_offset = batch.next_offset
+            self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
             if stretch.keys:
                 stretches.append(stretch)
         yield _join(self._tp.partition, stretches, self.next_fetch_offset)
@@ -79,11 +79,11 @@ class _Stretch:
         records = list(batch)
         self.keys: list[bytes | None] = list(map(_key, records))
         self.values: list[bytes | None] = list(map(_value, records))
-        n, first, end = len(records), batch.base_offset, batch.next_offset
+        n, end = len(records), batch.next_offset
         # Compaction takes records out of a batch and leaves its range of offsets.
-        dense = n == end - first
+        dense = n > 0 and records[0].offset == end - n
         self.offsets: I64 = (
-            np.arange(first, end, dtype=np.int64) if dense else np.fromiter(map(_offset, records), np.int64, n)
+            np.arange(end - n, end, dtype=np.int64) if dense else np.fromiter(map(_offset, records), np.int64, n)
         )
         # Message format 0 has no timestamps.
         times = map(_timestamp, records)
