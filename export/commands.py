@@ -66,7 +66,7 @@ def add_train_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     _number(text, "--units", 256, 1, "units of each layer")
     _number(text, "--embedding", 64, 1, "width of the tokens' embedding")
     _number(text, "--dropout", 0.3, 0.0, "share of activations dropped in training")
-    _number(text, "--epochs", 36, 1, "passes over the text")
+    _number(text, "--epochs", 24, 1, "passes over the text")
     _number(text, "--lanes", 32, 1, "streams trained side by side")
     _number(text, "--window", 100, 1, "steps that the error goes back")
     _number(text, "--learning-rate", 3e-3, 0.0, "highest learning rate of AdamW")
@@ -178,6 +178,7 @@ def _train_text(args: argparse.Namespace) -> int:
             "checkpoint": str(checkpoint),
             "epochs": progress.epoch,
             "seconds": round(progress.seconds, 1),
+            "cpu_seconds": round(progress.cpu_seconds, 1),
             "development_bits_per_character": progress.best_bits,
         }
         print(json.dumps(result))

@@ -72,7 +72,8 @@ def _card(net: TextNet, saved: dict[str, Any], corpus: Corpus, bits: float, comm
             f"Truncated back-propagation over {schedule['window']} steps with carried state, {schedule['lanes']} lanes,"
             f" {progress['epoch']} epochs, AdamW {schedule['learning_rate']:g} with half a cosine, dropout"
             f" {shape.dropout:g}, gradient norm at most {schedule['clip']:g}, seed {schedule['seed']};"
-            f" {progress['seconds'] / 60:.0f} minutes on {saved['threads']} threads. The weights are those of the epoch"
+            f" {progress['cpu_seconds'] / 60:.1f} minutes of processor time in {progress['seconds'] / 60:.1f} minutes,"
+            f" torch threads: {saved['threads']}. The weights are those of the epoch"
             f" with the least loss on the development text."
         ),
         metrics=(

@@ -54,6 +54,8 @@ class Progress:
 
     epoch: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of all threads; what training took however busy the machine was."""
     best_bits: float = math.inf
     """Least bits per character on the development text; ``best`` are the weights that had it."""
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -101,7 +103,7 @@ def train_text(
     done = progress.epoch * len(windows)
     with tqdm(total=total, initial=done, unit="window", desc=f"train {folder.name}", disable=None) as bar:
         for epoch in range(progress.epoch, schedule.epochs):
-            started = time.monotonic()
+            started, cpu_started = time.monotonic(), time.process_time()
             bits = _epoch(net, optimiser, tokens, epoch, windows, total, schedule, bar)
             bits *= len(tokens) / len(corpus.train)  # from tokens to characters, where they are bytes
             develop = score_torch(net, alphabet, corpus.develop)
@@ -111,6 +113,7 @@ def train_text(
                 )
             progress.epoch = epoch + 1
             progress.seconds += time.monotonic() - started
+            progress.cpu_seconds += time.process_time() - cpu_started
             progress.curve.append((progress.epoch, progress.seconds, bits, develop))
             if develop < progress.best_bits:
                 progress.best_bits = develop
