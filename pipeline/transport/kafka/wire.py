@@ -43,8 +43,9 @@ GROUP_REFUSALS = {
 }
 """The group no longer knows the membership (X1); if this is the only error, an answered abort is enough (X11)."""
 
+MESSAGE_TOO_LARGE = 10
 NEVER = {
-    10: "MESSAGE_TOO_LARGE",
+    MESSAGE_TOO_LARGE: "MESSAGE_TOO_LARGE",
     12: "OFFSET_METADATA_TOO_LARGE",
     18: "RECORD_LIST_TOO_LARGE",
     32: "INVALID_TIMESTAMP",

@@ -25,7 +25,7 @@ from pipeline.columns import Membership, Part
 from pipeline.errors import CommitError, ConfigError, GroupRefused, OutcomeUnknown, PartRefused, UserError
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import DISCONNECTED, GROUP, RECONNECT_PAUSE_S, TRANSACTION, Client
-from pipeline.transport.kafka.records import Batch, batches
+from pipeline.transport.kafka.records import BATCH_BYTES, Batch, batches
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class Writer:
         self._settled = False
         self._producer = (-1, -1)
         self._sequences: defaultdict[Place, int] = defaultdict(int)
+        self._batch_bytes: defaultdict[str, int] = defaultdict(lambda: BATCH_BYTES)
+        """By topic: a topic's max.message.bytes bounds a batch, and may be far below the broker's default."""
 
     async def settle(self) -> None:
         """InitProducerId: what this lane had open is decided when it returns (X11).
@@ -115,14 +117,19 @@ class Writer:
         self._settled = False  # whatever ends this early, a cancellation included, leaves it to be settled
         try:
             async with asyncio.timeout(self._client.limit_s):
-                await self._transaction(membership, parts)
+                while not await self._transaction(membership, parts):
+                    # Its end was never asked for, so once settled nothing of it is visible, and the parts may go again
+                    # as they were; whether the partitions are still ours is compared anew (X1).
+                    await self.settle()
+                    self._settled = False
         except TimeoutError:
             raise OutcomeUnknown(f"the transaction had no answer within {self._client.limit_s:g} s") from None
         except KafkaError as error:
             raise OutcomeUnknown(f"the transaction failed: {error!r}") from error
         self._settled = True
 
-    async def _transaction(self, membership: Membership, parts: Sequence[Part]) -> None:
+    async def _transaction(self, membership: Membership, parts: Sequence[Part]) -> bool:
+        """Whether it took place; False: a topic takes only smaller batches, and they will be."""
         contents = self._contents(parts)
         by_topic: defaultdict[str, list[int]] = defaultdict(list)
         for topic, partition in (place for place, records in contents if len(records)):
@@ -134,18 +141,30 @@ class Writer:
         opening = asyncio.ensure_future(_all(*adding))
         try:
             await asyncio.sleep(0)  # the requests are on their way while the batches are built
-            built = {place: batches(records, self._compression) for place, records in contents}
+            built = {
+                place: batches(records, self._compression, self._batch_bytes[place[0]]) for place, records in contents
+            }
         finally:
             await opening
-        produced, offsets = await _all(self._produce(built), self._offsets(membership, parts))
-        failure = verdict(produced, offsets)
+        refused, offsets = await _all(self._produce(built), self._offsets(membership, parts))
+        if self._cut_smaller(refused):
+            return False
+        failure = verdict({place: code for place, (code, _) in refused.items()}, offsets)
         if failure is None:
             await self._ask(EndTxnRequest(*who, True), "EndTxn")
-            return
+            return True
         if isinstance(failure, GroupRefused):
             await self._ask(EndTxnRequest(*who, False), "EndTxn")
             self._settled = True
         raise failure
+
+    def _cut_smaller(self, refused: Mapping[Place, tuple[int, Batch]]) -> bool:
+        """Halves the batches of topics that found one of several records too large: no record of it need be."""
+        topics = {t for (t, _), (code, batch) in refused.items() if code == wire.MESSAGE_TOO_LARGE and batch.count > 1}
+        for topic in topics:
+            self._batch_bytes[topic] //= 2
+            log.info("topic %s refuses a batch as too large, now at most %d bytes", topic, self._batch_bytes[topic])
+        return bool(topics)
 
     def _contents(self, parts: Sequence[Part]) -> list[tuple[Place, Any]]:
         """What goes where."""
@@ -185,19 +204,19 @@ class Writer:
         )
         return {partition: code for _, ps, _ in reply.topics for partition, code, _ in ps if code}
 
-    async def _produce(self, built: Mapping[Place, list[Batch]]) -> dict[Place, int]:
-        """Sends everything; the error of each place that has one. A partition's batches go one after the other."""
-        errors: dict[Place, int] = {}
+    async def _produce(self, built: Mapping[Place, list[Batch]]) -> dict[Place, tuple[int, Batch]]:
+        """Sends everything; what was refused, and why. A place's batches go one after the other."""
+        refused: dict[Place, tuple[int, Batch]] = {}
         for i in range(max(map(len, built.values()), default=0)):
             turn: dict[Place, bytes] = {}
             for place, of_place in built.items():
-                if i < len(of_place) and place not in errors:
+                if i < len(of_place) and place not in refused:
                     turn[place] = of_place[i].signed(*self._producer, self._sequences[place])
                     # Counted when sent: after any failure the sequences begin anew with a new epoch.
                     self._sequences[place] += of_place[i].count
             for failed in await _all(*(self._send(request) for request in _requests(turn))):
-                errors |= failed
-        return errors
+                refused |= {place: (code, built[place][i]) for place, code in failed.items()}
+        return refused
 
     async def _send(self, turn: dict[Place, bytes]) -> dict[Place, int]:
         """One batch for each of some partitions, sent until each is answered for good; a repeat has its sequence."""
