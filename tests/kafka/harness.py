@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 from prometheus_client.parser import text_string_to_metric_families
 
 START_S = 30.0
@@ -243,11 +243,14 @@ def make_topic(address: str, name: str, partitions: int, **configs: str) -> str:
 
 
 def alter_topic(address: str, name: str, **configs: str) -> None:
-    """Replaces the topic's settings by these."""
-    settings = {key.replace("_", "."): value for key, value in configs.items()}
-    resource = ConfigResource(ConfigResource.Type.TOPIC, name, set_config=settings)
+    """Sets these of the topic's settings."""
+    entries = [
+        ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+        for key, value in configs.items()
+    ]
+    resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=entries)
     client = admin(address)
-    client.alter_configs([resource])[resource].result(30)
+    client.incremental_alter_configs([resource])[resource].result(30)
 
 
 def make_topics(address: str, unique: Callable[[str], str], partitions: int = 4, **configs: str) -> Topics:

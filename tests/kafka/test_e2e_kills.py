@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from services.broker import Broker
-from tests.kafka.harness import Reader, Topics, Worker, eventually, make_topics, new_producer, new_seed, workers
+from tests.kafka.feed import Feed
+from tests.kafka.harness import Reader, Worker, eventually, make_topics, new_seed, workers
 from tests.kafka.transactions import Transactions
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash
@@ -20,50 +20,14 @@ from tests.models import rolling_hash
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 Unique = Callable[[str], str]
-STREAMS = 300
 KILLS, KILLS_INSIDE, KILLS_MAX = 20, 5, 40
-
-
-class Feed:
-    """Produces about ``rate`` records a second, from a seed, until ``stop`` returns how many."""
-
-    def __init__(self, topics: Topics, seed: int, rate: int) -> None:
-        self._topics, self._rng, self._rate = topics, random.Random(seed), rate
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.sent = 0
-
-    def __enter__(self) -> Feed:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _run(self) -> None:
-        producer = new_producer(self._topics.address)
-        began = time.monotonic()
-        while not self._stopping.wait(0.01):
-            while self.sent < (time.monotonic() - began) * self._rate:
-                key = b"stream-%d" % self._rng.randrange(STREAMS)
-                producer.produce(self._topics.input, self._rng.randbytes(8 * self._rng.randrange(1, 4)), key)
-                self.sent += 1
-            producer.poll(0)
-        self.left = producer.flush(60)
-
-    def stop(self) -> int:
-        self._stopping.set()
-        self._thread.join()
-        assert self.left == 0, "records that were never acknowledged"
-        return self.sent
 
 
 class Deaths:
     """Kills workers and starts them again, and keeps the count."""
 
-    def __init__(self, rng: random.Random, transactions: Transactions, topics: Topics) -> None:
+    def __init__(self, rng: random.Random, transactions: Transactions) -> None:
         self._rng, self._transactions = rng, transactions
-        self._topics = topics
         self.counts: Counter[str] = Counter()
         self.figures: Counter[str] = Counter()
 
@@ -103,7 +67,7 @@ def test_twenty_kills_and_a_second_worker_that_comes_and_goes_lose_and_repeat_no
     first, second = (topics.worker(model, name, max_steps=200, session_timeout_ms=6000) for name in ("a", "b"))
     began = time.monotonic()
     with workers(first, later=[second]), Feed(topics, seed, 2000) as feed, Transactions(broker.address) as transactions:
-        deaths = Deaths(rng, transactions, topics)
+        deaths = Deaths(rng, transactions)
         counts = deaths.counts
         while counts["kills"] < KILLS or counts["inside an open transaction"] < KILLS_INSIDE:
             assert counts["kills"] < KILLS_MAX, f"too few kills hit an open transaction: {dict(counts)}"

@@ -1,0 +1,45 @@
+"""Records that keep coming."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+from tests.kafka.harness import Topics, new_producer
+
+STREAMS = 300
+
+
+class Feed:
+    """Produces about ``rate`` records a second, from a seed, until ``stop`` returns how many."""
+
+    def __init__(self, topics: Topics, seed: int, rate: int) -> None:
+        self._topics, self._rng, self._rate = topics, random.Random(seed), rate
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.sent = 0
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        producer = new_producer(self._topics.address)
+        began = time.monotonic()
+        while not self._stopping.wait(0.01):
+            while self.sent < (time.monotonic() - began) * self._rate:
+                key = b"stream-%d" % self._rng.randrange(STREAMS)
+                producer.produce(self._topics.input, self._rng.randbytes(8 * self._rng.randrange(1, 4)), key)
+                self.sent += 1
+            producer.poll(0)
+        self.left = producer.flush(60)
+
+    def stop(self) -> int:
+        self._stopping.set()
+        self._thread.join()
+        assert self.left == 0, "records that were never acknowledged"
+        return self.sent
