@@ -1,0 +1,367 @@
+"""The transactional writer on a real broker: what others read, what is refused, and what a crash leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+from aiokafka.protocol.transaction import EndTxnRequest
+from confluent_kafka import OFFSET_BEGINNING, Consumer
+from confluent_kafka import TopicPartition as Place
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from pipeline.columns import Committed, Part, Records, source_column
+from pipeline.config import Config
+from pipeline.errors import GroupRefused, OutcomeUnknown, PartRefused, TopicError, Unreachable, UserError
+from pipeline.transport.kafka.client import Client
+from pipeline.transport.kafka.transport import KafkaTransport
+from pipeline.transport.kafka.writer import Writer, verdict
+from services.broker import Broker
+from tests.conftest import create_topic
+from tests.contract.test_transports import KafkaWorld
+from tests.contract.transport_suite import PARTITIONS, CopyingWorker, Member, TransportSuite, part, records
+
+pytestmark = pytest.mark.kafka
+
+member_of = TransportSuite().member
+
+
+@pytest.fixture
+async def world(broker: Broker, unique: Callable[[str], str]) -> AsyncIterator[KafkaWorld]:
+    world = KafkaWorld(broker, unique("w").lower())
+    for topic in (world.input, world.output):
+        await world.create(topic, PARTITIONS)
+    await world.start()
+    yield world
+    await world.stop()
+
+
+# Other readers
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_librdkafka_reads_what_was_built_by_columns(world: KafkaWorld, compression: str) -> None:
+    n = 20_000  # offsets of one to three varint bytes
+    keys: list[bytes | None] = [b"key %d" % i for i in range(n)]
+    values = np.arange(n * 8, dtype=np.int64).view(np.uint8).reshape(n, -1)[:, :8].copy()
+    times = 1_700_000_000_000 + np.arange(n) * 37 % 1_000_003 - 500_000
+    source = source_column(0, np.arange(n))
+    async with member_of(world, compression=compression) as member:
+        membership = await member.until_assigned()
+        outputs = Records(keys, values, times, (("eddy-model", b"m/1"),), (("eddy-source", source),))
+        await member.transport.commit(membership, [part(0, n, outputs=outputs)])
+
+    def read() -> list[tuple[object, ...]]:
+        consumer = Consumer({"bootstrap.servers": world.servers, "group.id": "judge", "check.crcs": True})
+        consumer.assign([Place(world.output, 0, OFFSET_BEGINNING)])
+        rows: list[tuple[object, ...]] = []
+        while len(rows) < n:
+            messages = consumer.consume(5_000, 20)
+            assert messages
+            for m in messages:
+                assert m.error() is None
+                rows.append((m.key(), m.value(), m.timestamp()[1], m.headers()))
+        consumer.close()
+        return rows
+
+    rows = await asyncio.to_thread(read)
+    assert rows == [
+        (keys[i], bytes(values[i]), int(times[i]), [("eddy-model", b"m/1"), ("eddy-source", bytes(source[i]))])
+        for i in range(n)
+    ]
+
+
+# What is refused
+
+
+def test_the_verdict_on_a_transactions_errors() -> None:
+    out = ("out", 3)
+    assert verdict({}, {}) is None
+    for code in (22, 25, 27, 82):
+        assert isinstance(verdict({}, {0: code, 1: code}), GroupRefused)
+        assert isinstance(verdict({out: 45}, {0: code}), OutcomeUnknown)
+        assert isinstance(verdict({}, {0: code, 1: 47}), OutcomeUnknown)
+    for code in (10, 18, 32, 87):
+        refused = verdict({("out", 0): 45, out: code}, {0: 22})
+        assert isinstance(refused, PartRefused)
+        assert refused.partition == 3
+    too_large = verdict({}, {2: 12})
+    assert isinstance(too_large, PartRefused)
+    assert too_large.partition == 2
+    for code in (47, 90, 48, 49, 45, -1):
+        assert isinstance(verdict({out: code}, {}), OutcomeUnknown)
+        assert isinstance(verdict({}, {0: code}), OutcomeUnknown)
+    for code in (29, 30, 53):
+        with pytest.raises(UserError, match="not authorized"):
+            verdict({out: code}, {})
+
+
+async def test_metadata_that_is_too_long_names_its_partition(world: KafkaWorld) -> None:
+    async with member_of(world) as member:
+        membership = await member.until_assigned()
+        await member.transport.commit(membership, [part(1, 1, "x" * 4_096)])
+        with pytest.raises(PartRefused) as refused:
+            await member.transport.commit(membership, [part(1, 2, "m"), part(2, 2, "x" * 4_097)])
+        assert refused.value.partition == 2
+        await member.transport.settle()
+        found = await member.transport.stable_offsets(membership, [1, 2])
+        assert found == {1: Committed(1, "x" * 4_096), 2: None}
+
+
+async def test_two_writers_of_one_lane_end_each_others_transactions(world: KafkaWorld) -> None:
+    async with member_of(world, "w0") as first:
+        membership = await first.until_assigned()
+        client = Client(world.servers, "another", 5_000)
+        await client.connect()
+        await Writer(client, f"{world.group}-{world.input}-w0", world.input, ("", "", ""), 10_000, "none").settle()
+        with pytest.raises(OutcomeUnknown):
+            await first.transport.commit(membership, [part(0, 1, outputs=records([b"k"], [b"fenced"]))])
+        await first.transport.settle()
+        await first.transport.commit(membership, [part(0, 1, outputs=records([b"k"], [b"settled"]))])
+        assert [s.value for s in await world.read(world.output)] == [b"settled"]
+        await client.shut()
+
+
+# Topics
+
+
+async def test_what_the_worker_makes_has_as_many_partitions_and_is_compacted(world: KafkaWorld) -> None:
+    async with member_of(world) as member:
+        config = world.config()
+        assert member.transport.partitions == PARTITIONS
+
+    def look() -> tuple[dict[str, int], dict[str, str]]:
+        admin = AdminClient({"bootstrap.servers": world.servers})
+        topics = admin.list_topics(timeout=10).topics
+        resource = ConfigResource(ResourceType.TOPIC, config.changelog)
+        settings = admin.describe_configs([resource])[resource].result(10)
+        counts = {name: len(topics[name].partitions) for name in (config.changelog, config.dead_letters)}
+        return counts, {name: entry.value for name, entry in settings.items()}
+
+    counts, settings = await asyncio.to_thread(look)
+    assert counts == {config.changelog: PARTITIONS, config.dead_letters: PARTITIONS}
+    assert settings["cleanup.policy"] == "compact"
+    assert int(settings["segment.bytes"]) <= 16 * 1_048_576
+    assert int(settings["max.compaction.lag.ms"]) < 3_600_000
+
+
+async def test_a_changelog_with_other_partitions_is_refused(world: KafkaWorld) -> None:
+    await world.create(world.config().changelog, PARTITIONS + 1)
+    transport = world.connect(world.config())
+    with pytest.raises(TopicError, match=rf"changelog' has {PARTITIONS + 1} partitions .* has {PARTITIONS}"):
+        await transport.start(Member(transport))
+
+
+async def test_a_row_larger_than_a_megabyte_is_saved_and_restored(world: KafkaWorld) -> None:
+    row = np.random.default_rng(1).bytes(3_000_000)
+    async with member_of(world) as member:
+        membership = await member.until_assigned()
+        await member.transport.commit(membership, [part(0, 1, snapshots=records([b"a", b"b"], [row, row[::-1]]))])
+        values = [v async for stretch in member.transport.changelog(0) for v in stretch.values]
+    assert values == [row, row[::-1]]
+
+
+# A broker that is away
+
+
+async def test_no_broker_is_one_line_in_time() -> None:
+    names = {"input": "i", "output": "o", "group": "g", "worker_id": "w"}
+    transport = KafkaTransport(Config(bootstrap_servers="127.0.0.1:1", request_timeout_ms=1_000, **names))
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=r"no broker answers at 127\.0\.0\.1:1\b"):
+        await transport.start(Member(transport))
+    assert time.monotonic() - began < 5
+
+
+async def test_a_dead_broker_hangs_nothing(own_broker: Broker) -> None:
+    world = KafkaWorld(own_broker, "dead")
+    for topic in (world.input, world.output):
+        await world.create(topic, PARTITIONS)
+    member = Member(world.connect(world.config(request_timeout_ms=1_500)))
+    transport = member.transport
+    await transport.start(member)
+    membership = await member.until_assigned(4)
+    member.begin()
+    own_broker.kill()
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknown):
+        await transport.commit(membership, [part(0, 1, outputs=records([b"k"], [b"v"]))])
+    with pytest.raises(OutcomeUnknown):
+        await transport.settle()
+    with pytest.raises(OutcomeUnknown):
+        await transport.log_ranges([0])
+    assert await transport.fetch(0.2) == []
+    assert time.monotonic() - began < 7
+    began, busy = time.monotonic(), time.process_time()
+    await asyncio.sleep(1)
+    assert time.process_time() - busy < 0.5, "spinning while the broker is away"
+    began = time.monotonic()
+    await transport.leave()
+    await transport.stop()
+    assert time.monotonic() - began < 10
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+@pytest.mark.slow
+async def test_work_goes_on_through_broker_restarts(own_broker: Broker) -> None:
+    world = KafkaWorld(own_broker, "restart")
+    for topic in (world.input, world.output):
+        await world.create(topic, PARTITIONS)
+    await world.start()
+    worker = CopyingWorker(world, "w0")
+    await worker.start()
+    total = 120
+    for i in range(total):
+        await world.produce(i % PARTITIONS, b"k%d" % (i % 7), b"%d" % i)
+        if i == 40:
+            own_broker.kill()
+            await asyncio.to_thread(own_broker.restart)
+        if i == 80:
+            await asyncio.to_thread(own_broker.terminate)
+            await asyncio.to_thread(own_broker.restart)
+    async with asyncio.timeout(60):
+        while len(await world.read(world.output)) < total:
+            await asyncio.sleep(0.2)
+    assert worker.member.lost == []
+    await worker.stop()
+    seen = await world.read(world.output)
+    for p in range(PARTITIONS):
+        assert [s.value for s in seen if s.partition == p] == [b"%d" % i for i in range(p, total, PARTITIONS)]
+    await world.stop()
+
+
+# A process that dies inside its transaction
+
+
+def hold_open(transport: KafkaTransport) -> asyncio.Event:
+    """From now on this transport's transactions stop before EndTxn; the event says that one has."""
+    writer = transport._opened.writer
+    reached, ask = asyncio.Event(), writer._ask
+
+    async def stopping(request: object, name: str) -> None:
+        if isinstance(request, EndTxnRequest):
+            reached.set()
+            await asyncio.Event().wait()
+        await ask(request, name)
+
+    writer._ask = stopping  # type: ignore[method-assign]
+    return reached
+
+
+async def test_stable_offsets_wait_for_a_transaction_that_is_open(world: KafkaWorld) -> None:
+    async with member_of(world) as member:
+        membership = await member.until_assigned()
+        transport = member.transport
+        assert isinstance(transport, KafkaTransport)
+        await transport.commit(membership, [part(0, 1, "before")])
+        reached = hold_open(transport)
+        committing = asyncio.create_task(transport.commit(membership, [part(0, 2, "pending")]))
+        await asyncio.wait_for(reached.wait(), 5)
+        asking = asyncio.create_task(transport.stable_offsets(membership, [0]))
+        restoring = asyncio.create_task(anext(aiter(transport.changelog(0)), None))
+        await asyncio.sleep(0.5)
+        assert not asking.done()
+        assert await restoring is None, "nothing was written to the changelog: nothing holds it back"
+        committing.cancel()
+        await asyncio.gather(committing, return_exceptions=True)
+        await transport.settle()
+        assert await asyncio.wait_for(asking, 2) == {0: Committed(1, "before")}
+
+
+async def test_a_changelog_held_back_is_read_to_its_watermark(world: KafkaWorld) -> None:
+    async with member_of(world) as member:
+        membership = await member.until_assigned()
+        transport = member.transport
+        assert isinstance(transport, KafkaTransport)
+        await transport.commit(membership, [part(0, 1, snapshots=records([b"a"], [b"1"]))])
+        reached = hold_open(transport)
+        open_part = part(0, 2, snapshots=records([b"a", b"b"], [b"2", b"2"]))
+        committing = asyncio.create_task(transport.commit(membership, [open_part]))
+        await asyncio.wait_for(reached.wait(), 5)
+
+        async def restore() -> list[tuple[bytes, bytes | None]]:
+            return [pair async for s in transport.changelog(0) for pair in zip(s.keys, s.values, strict=True)]
+
+        restoring = asyncio.create_task(restore())
+        await asyncio.sleep(0.5)
+        assert not restoring.done(), "the open transaction's records lie before the watermark"
+        committing.cancel()
+        await asyncio.gather(committing, return_exceptions=True)
+        await transport.settle()
+        assert await asyncio.wait_for(restoring, 5) == [(b"a", b"1")]
+
+
+DIES_IN_ITS_TRANSACTION = """
+import asyncio, sys
+from pipeline.config import Config
+from pipeline.columns import Records
+from tests.contract.transport_suite import Member, part, records
+from tests.kafka.test_writing import hold_open
+from pipeline.transport import connect
+
+async def main():
+    servers, group, topic_in, topic_out = sys.argv[1:]
+    config = Config(bootstrap_servers=servers, group=group, input=topic_in, output=topic_out, worker_id="w0")
+    member = Member(connect(config))
+    await member.transport.start(member)
+    membership = await member.until_assigned(4)
+    await member.transport.commit(membership, [part(0, 1, "done", outputs=records([b"k"], [b"done"]))])
+    reached = hold_open(member.transport)
+    content = dict(outputs=records([b"k"], [b"open"]), snapshots=records([b"k"], [b"open"]))
+    task = asyncio.create_task(member.transport.commit(membership, [part(p, 2, "open", **content) for p in range(4)]))
+    await reached.wait()
+    print("open", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_kill_inside_a_transaction_is_settled_by_the_same_lane(world: KafkaWorld) -> None:
+    command = [sys.executable, "-c", DIES_IN_ITS_TRANSACTION, world.servers, world.group, world.input, world.output]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=os.getcwd())
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"open\n"
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    began = time.monotonic()
+    async with member_of(world) as member:
+        membership = await member.until_assigned(4)
+        found = await member.transport.stable_offsets(membership, range(4))
+        assert found == {0: Committed(1, "done"), 1: None, 2: None, 3: None}
+        assert [s async for s in member.transport.changelog(0)] == []
+        # Long before the transaction's own time-out, and before the dead member's session ends.
+        assert time.monotonic() - began < 4
+        await member.transport.commit(membership, [Part(0, b"", 2, "again", records([b"k"], [b"again"]))])
+    assert [s.value for s in await world.read(world.output)] == [b"done", b"again"]
+
+
+@pytest.mark.slow
+async def test_a_member_that_stood_still_too_long_comes_back_with_a_new_membership(world: KafkaWorld) -> None:
+    async with member_of(world) as member:
+        old = await member.until_assigned(4)
+        time.sleep(8)  # noqa: ASYNC251 - the whole process stands still, longer than its session
+        async with asyncio.timeout(20):
+            while member.membership in (None, old):
+                await asyncio.sleep(0.05)
+        with pytest.raises(GroupRefused):
+            await member.transport.commit(old, [part(0, 1, outputs=records([b"k"], [b"zombie"]))])
+        await member.transport.commit(await member.until_assigned(4), [part(0, 1)])
+        assert member.lost == []
+        assert await world.read(world.output) == []
+
+
+async def test_topics_made_a_moment_ago_are_found(broker: Broker, unique: Callable[[str], str]) -> None:
+    for turn in range(3):
+        world = KafkaWorld(broker, f"{unique('now').lower()}-{turn}")
+        await create_topic(broker.address, world.input, 2)
+        await create_topic(broker.address, world.output, 2)
+        async with member_of(world) as member:
+            assert member.transport.partitions == 2
