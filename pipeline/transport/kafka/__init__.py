@@ -1,6 +1,6 @@
 """The transport over a real Apache Kafka, on aiokafka's client and group membership.
 
-``transport`` puts the pieces together; ``reader`` is the group member that reads in columns, ``writer`` the lane's
+``transport`` puts the pieces together; ``reader`` is the group member, ``columns`` what it fetches, ``writer`` the lane's
 transactions, ``records`` the bytes of record batches, ``logs`` ranges and changelogs, ``topics`` what must exist before
 anything runs, ``client`` one bounded connection to the cluster, ``wire`` the requests aiokafka lacks.
 
