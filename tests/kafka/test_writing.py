@@ -168,6 +168,27 @@ async def test_a_row_larger_than_a_megabyte_is_saved_and_restored(world: KafkaWo
     assert values == [row, row[::-1]]
 
 
+async def test_a_topic_that_takes_only_small_batches_gets_smaller_ones(world: KafkaWorld) -> None:
+    small = world.output + "-small"
+    await create_topic(world.servers, small, PARTITIONS, max_message_bytes="100000")
+    n = 1_000
+    values = np.random.default_rng(2).integers(0, 256, (n, 1_000), dtype=np.uint8)
+    keys: list[bytes | None] = [b"%04d" % i for i in range(n)]
+    async with member_of(world, output=small) as member:
+        membership = await member.until_assigned()
+        parts = [part(0, n, outputs=records(keys, values))]
+        for _ in range(5):
+            try:
+                await member.transport.commit(membership, parts)
+                break
+            except OutcomeUnknown:
+                await member.transport.settle()
+        assert [s.value for s in await world.read(small)] == [bytes(row) for row in values]
+        await member.transport.commit(membership, parts)
+        with pytest.raises(PartRefused):
+            await member.transport.commit(membership, [part(0, n, outputs=records([b"k"], [b"x" * 200_000]))])
+
+
 # A broker that is away
 
 

@@ -18,8 +18,8 @@ from pipeline.transport.kafka import wire
 
 log = logging.getLogger(__name__)
 
-METADATA_PAUSE_S = 0.02
-"""Least time between two metadata requests; without it aiokafka asks 16,000 times a second while a leader is away."""
+METADATA_PAUSE_S, METADATA_FAILED_PAUSE_S = 0.02, 0.2
+"""Least time after a metadata request; without it aiokafka asks 16,000 times a second while a leader is away."""
 RECONNECT_PAUSE_S = 0.05
 CONCURRENT_PAUSE_S = 0.002
 """The markers of the last transaction are written within a few milliseconds."""
@@ -37,7 +37,7 @@ class Client(AIOKafkaClient):
     def __init__(self, bootstrap_servers: str, client_id: str, request_timeout_ms: int) -> None:
         self.limit_s = request_timeout_ms / 1000
         self.servers = bootstrap_servers
-        self._last_metadata = -METADATA_PAUSE_S
+        self._next_metadata = 0.0
         self._coordinators: dict[tuple[Any, str], int] = {}
         super().__init__(  # type: ignore[no-untyped-call]
             bootstrap_servers=[s.strip() for s in bootstrap_servers.split(",")],
@@ -47,11 +47,12 @@ class Client(AIOKafkaClient):
         )
 
     async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> Any:
-        pause = self._last_metadata + METADATA_PAUSE_S - time.monotonic()
+        pause = self._next_metadata - time.monotonic()
         if pause > 0:
             await asyncio.sleep(pause)
-        self._last_metadata = time.monotonic()
-        return await super()._metadata_update(cluster_metadata, topics)  # type: ignore[no-untyped-call]
+        updated = await super()._metadata_update(cluster_metadata, topics)  # type: ignore[no-untyped-call]
+        self._next_metadata = time.monotonic() + (METADATA_PAUSE_S if updated else METADATA_FAILED_PAUSE_S)
+        return updated
 
     async def connect(self) -> None:
         """Raises Unreachable within the time limit."""

@@ -30,7 +30,7 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.columns import Membership, Segment
 from pipeline.config import Config
-from pipeline.errors import ConfigError, IdentityTaken, TakeoverError, UserError
+from pipeline.errors import ConfigError, EddyError, IdentityTaken, TakeoverError, UserError
 from pipeline.transport.base import AssignmentListener
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import CLOSE_S, GROUP, Client
@@ -130,7 +130,11 @@ class Member(GroupCoordinator):
 
 
 class Reader(ConsumerRebalanceListener):
-    """See the module. ``start`` once, ``stop`` once."""
+    """See the module. ``join`` once, ``stop`` once.
+
+    What is fetched and not yet taken is at most one fetch of each partition (``max_partition_fetch_bytes``) and one
+    answer on its way from each broker (``fetch_max_bytes``).
+    """
 
     def __init__(self, config: Config, client: Client, listener: AssignmentListener) -> None:
         self._config, self._client, self._listener = config, client, listener
@@ -246,8 +250,8 @@ class Reader(ConsumerRebalanceListener):
             return UserError(f"not authorized to read the topic {self._topic!r}")
         if isinstance(error, OutOfRange):
             (tp, offset), *_ = error.args[0].items()
-            return TakeoverError(tp.partition, f"offset {offset} of {self._topic} is not in the log any more")
-        return error
+            return TakeoverError(tp.partition, f"offset {offset} of {self._topic} is not in the log")
+        return EddyError(f"{self._topic} cannot be read: {error!r}")
 
     def pause(self, partitions: Collection[int]) -> None:
         """What was fetched stays: aiokafka's own pause would throw it away."""

@@ -9,11 +9,17 @@ from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
 
 from pipeline.columns import Changelog, Committed, Membership, Part, Segment
 from pipeline.config import Config
-from pipeline.errors import CommitError, EddyError, OutcomeUnknown, UserError
+from pipeline.errors import CommitError, EddyError, OutcomeUnknown, Unreachable, UserError
 from pipeline.transport.base import AssignmentListener, LogRange
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client, unreachable
@@ -24,6 +30,12 @@ from pipeline.transport.kafka.writer import Writer
 
 log = logging.getLogger(__name__)
 
+NOT_AUTHORIZED = (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
 UNSTABLE_PAUSE_S = 0.01
 ABORT_CHECK_S = 20.0
 """A broker looks for transactions past their time-out every ten seconds; this is twice that."""
@@ -69,6 +81,19 @@ class _Open:
         await asyncio.gather(self.reading.shut(), self.writing.shut(), self.restoring.shut())
 
 
+def _why_not(error: BaseException, config: Config) -> UserError | None:
+    """What to say of a start that failed; None: the error says it itself."""
+    if isinstance(error, NotImplementedError):  # aiokafka's word for a version that the broker does not speak
+        return UserError(f"the broker at {config.bootstrap_servers} is too old: Apache Kafka 2.5 or newer is needed")
+    if isinstance(error, NOT_AUTHORIZED):
+        return UserError(f"not authorized at {config.bootstrap_servers}: {error!r}")
+    if isinstance(error, CommitError):
+        return Unreachable(f"the cluster at {config.bootstrap_servers} does not get ready: {error}")
+    if isinstance(error, (TimeoutError, KafkaError)):
+        return unreachable(config.bootstrap_servers)
+    return None
+
+
 class KafkaTransport:
     """See pipeline.transport.base.Transport."""
 
@@ -96,14 +121,15 @@ class KafkaTransport:
                 await it.writing.connect()
                 self._partitions = await check_topics(it.writing, config)
                 # What the lane had open when it died holds back offsets and changelog: decided before anything is read.
-                await asyncio.gather(it.reading.connect(), it.restoring.connect(), it.writer.settle())
+                await asyncio.gather(
+                    it.reading.connect(), it.restoring.connect(), it.writer.settle(), self._fetch_offsets([0], False)
+                )
                 topics = [config.input, config.output, config.dead_letters, config.changelog]
                 await know_leaders(it.writing, topics, self._partitions)
-        except (TimeoutError, KafkaError, CommitError) as error:
+        except BaseException as error:
             await self.stop()
-            raise unreachable(config.bootstrap_servers) from error
-        except BaseException:
-            await self.stop()
+            if (said := _why_not(error, config)) is not None:
+                raise said from error
             raise
         it.reader.join()
 
@@ -132,12 +158,11 @@ class KafkaTransport:
         """See Transport.stable_offsets. Raises OutcomeUnknown when a dead owner's transaction must be over by now."""
         if not partitions:
             return {}
-        request = wire.OffsetFetch(membership.group, [(self._config.input, list(partitions), {})], True, {})
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
         try:
             async with asyncio.timeout(patience_s):
                 while True:
-                    reply = await self._opened.writing.ask(GROUP, membership.group, request, wire.fetched_codes)
+                    reply = await self._fetch_offsets(partitions, True)
                     bad = wire.fetched_codes(reply) - {0}
                     if not bad:
                         break
@@ -153,6 +178,11 @@ class KafkaTransport:
         rows = [row for _, of_topic, _ in reply.topics for row in of_topic]
         found = {row[0]: Committed(row[1], row[3] or "") for row in rows if row[1] >= 0}
         return {partition: found.get(partition) for partition in partitions}
+
+    async def _fetch_offsets(self, partitions: Collection[int], stable: bool) -> Any:
+        group = self._config.group
+        request = wire.OffsetFetch(group, [(self._config.input, list(partitions), {})], stable, {})
+        return await self._opened.writing.ask(GROUP, group, request, wire.fetched_codes)
 
     def _refused(self, codes: set[int]) -> EddyError:
         if codes & wire.NOT_AUTHORIZED.keys():
