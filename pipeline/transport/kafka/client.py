@@ -31,6 +31,10 @@ DISCONNECTED = (ConnectionLost, NodeNotReadyError, RequestTimedOutError)
 GROUP, TRANSACTION = CoordinationType.GROUP, CoordinationType.TRANSACTION
 
 
+_away: set[str] = set()
+"""Clusters that did not answer the last time: said once, whichever of a transport's clients notices first."""
+
+
 class Client(AIOKafkaClient):
     """aiokafka's client, calmer. ``limit_s`` bounds whatever waits for an answer, retries included."""
 
@@ -52,6 +56,12 @@ class Client(AIOKafkaClient):
             await asyncio.sleep(pause)
         updated = await super()._metadata_update(cluster_metadata, topics)  # type: ignore[no-untyped-call]
         self._next_metadata = time.monotonic() + (METADATA_PAUSE_S if updated else METADATA_FAILED_PAUSE_S)
+        if not updated and self.servers not in _away:
+            _away.add(self.servers)
+            log.warning("no broker answers at %s; trying again until one does", self.servers)
+        elif updated and self.servers in _away:
+            _away.discard(self.servers)
+            log.warning("a broker answers at %s again", self.servers)
         return updated
 
     async def connect(self) -> None:
