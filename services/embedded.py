@@ -182,7 +182,7 @@ class Broker:
     def start(self) -> None:
         """Fetches what is missing, formats the storage if it is new, and returns when the broker answers.
 
-        Raises BrokerUnavailable; nothing is left running then.
+        Unless detached it ends with the thread that calls this. Raises BrokerUnavailable; nothing is left running then.
         """
         class_path = self._prepare()
         try:
