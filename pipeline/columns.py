@@ -79,6 +79,27 @@ class Segment:
         )
         return first, rest
 
+    @staticmethod
+    def join(segments: Sequence[Segment]) -> Segment:
+        """One partition's stretches, at least one, each beginning where the one before it ends."""
+        first, last = segments[0], segments[-1]
+        if len(segments) == 1:
+            return first
+        headers: list[Headers] | None = None
+        if any(s.headers is not None for s in segments):
+            headers = [h for s in segments for h in (s.headers if s.headers is not None else [()] * len(s))]
+        return Segment(
+            first.partition,
+            [k for s in segments for k in s.keys],
+            [v for s in segments for v in s.values],
+            np.concatenate([s.offsets for s in segments]),
+            np.concatenate([s.timestamps for s in segments]),
+            last.next_offset,
+            headers,
+            sum(s.value_bytes for s in segments),
+            first.fetched_s,
+        )
+
 
 @dataclass(slots=True)
 class Records:

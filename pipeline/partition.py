@@ -131,16 +131,23 @@ class Memory:
 
     def take(self, step_budget: int, step_bytes: int, records_max: int) -> Segment | None:
         """From the backlog's head: about ``step_budget`` steps of ``step_bytes`` each, at least one record."""
-        if not self.backlog:
+        taken: list[Segment] = []
+        while self.backlog and records_max > 0:
+            n = len(self.backlog[0])
+            if n:
+                mean = max(1.0, self.backlog[0].value_bytes / step_bytes / n)
+                fits = max(0 if taken else 1, min(records_max, int(step_budget / mean)))
+                if not fits:
+                    break
+                if fits < n:
+                    first, rest = self.backlog.popleft().cut(fits)
+                    self.backlog.extendleft((rest, first))
+                records_max -= min(fits, n)
+                step_budget -= int(min(fits, n) * mean)
+            taken.append(self.backlog.popleft())
+        if not taken:
             return None
-        segment = self.backlog.popleft()
-        n = len(segment)
-        if n:
-            mean = max(1.0, segment.value_bytes / step_bytes / n)
-            fits = max(1, min(records_max, int(step_budget / mean)))
-            if fits < n:
-                segment, rest = segment.cut(fits)
-                self.backlog.appendleft(rest)
+        segment = Segment.join(taken)
         self.backlog_bytes -= segment.value_bytes + RECORD_OVERHEAD * len(segment)
         return segment
 

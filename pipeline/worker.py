@@ -26,7 +26,7 @@ from pipeline.commit import Lane, Outcome
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.engine import Engine, Run
-from pipeline.errors import EddyError, EngineFailed
+from pipeline.errors import CommitError, EddyError, EngineFailed
 from pipeline.heads import make_head
 from pipeline.intake import Intake
 from pipeline.metrics import Metrics
@@ -106,8 +106,9 @@ class Worker:
             self._fail,
         )
         row_bytes = self._engine.arena.row_bytes + codec.memory_bytes + head.memory_bytes
-        # A poll holds a snapshot of each stream it advances, so its records are bounded by their rows, too.
-        self._records_max = max(64, config.queue_bytes // 2 // max(1, row_bytes))
+        # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
+        rows_max = max(64, config.queue_bytes // 2 // max(1, row_bytes))
+        self._records_max = config.max_steps if config.slots <= rows_max else rows_max
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
         self._suspects: dict[int, int] = {}
@@ -459,5 +460,10 @@ class Worker:
             self._metrics.streams(
                 sum(len(m.index) for m in memories), slots_used=self._slots.used, slots=self._slots.total
             )
-            self._metrics.lag(self._transport.lag([o.partition for o in owned]))
+            # No fetch tells where the log of a partition ends that is held back or has stopped: where lag grows.
+            unheard = self._paused | {o.partition for o in owned if o.memory is None}
+            with contextlib.suppress(CommitError):  # the broker is away: the last that was heard stands
+                if unheard:
+                    await self._transport.log_ranges(unheard)
+            self._metrics.lag(self._transport.lag([o.partition for o in self._ownership.owned]))
             await asyncio.sleep(GAUGES_S)

@@ -162,6 +162,40 @@ def test_bytes_are_counted_in_and_out():
     assert m.backlog_bytes == 0
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=8), st.integers(1, 40), st.integers(1, 12))
+def test_what_is_taken_goes_over_segments_up_to_the_budget_and_loses_nothing(stretches, budget, records_max):
+    m, _ = memory()
+    at, sizes = 0, []
+    for n, size in stretches:
+        values = [b"x" * size] * n
+        m.offer(
+            Segment(
+                0,
+                [b"%d" % i for i in range(at, at + n)],
+                values,
+                np.arange(at, at + n),
+                np.arange(at, at + n),
+                at + n + 1,
+                None,
+                n * size,
+            )
+        )
+        at += n + 1
+        sizes += [size] * n
+    seen: list[bytes] = []
+    while (taken := m.take(budget, 1, records_max)) is not None:
+        n = len(taken)
+        assert n <= records_max
+        assert sum(sizes[len(seen) : len(seen) + n]) <= budget or n == 1, "more than one record only within the budget"
+        assert taken.value_bytes == sum(map(len, taken.values))
+        assert taken.keys == [b"%d" % o for o in taken.offsets]
+        assert taken.offsets.tolist() == taken.timestamps.tolist()
+        assert not n or taken.next_offset > taken.offsets[-1]
+        seen += taken.keys
+    assert len(seen) == len(sizes)
+    assert m.backlog_bytes == 0
+
+
 def test_slots_of_dropped_memory_come_free_with_the_last_run_that_has_them():
     m, slots = memory()
     slots.lookup(m.index, [b"a", b"b"])
