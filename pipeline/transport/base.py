@@ -96,7 +96,8 @@ class Transport(Protocol):
         """
 
     def lag(self, partitions: Collection[int]) -> dict[int, int]:
-        """Records between the position and the log's end, as last heard; no request. -1 where unknown."""
+        """Records between the position and the log's end, as a fetch or ``log_ranges`` last heard; no request. -1 where
+        unknown."""
 
     async def leave(self) -> None:
         """Leaves the group so that others need not wait for a session time-out; the writer stays."""

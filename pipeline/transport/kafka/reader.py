@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from aiokafka.abc import ConsumerRebalanceListener
@@ -275,13 +275,24 @@ class Reader(ConsumerRebalanceListener):
     def lag(self, partitions: Collection[int]) -> dict[int, int]:
         return {partition: self._lag(partition) for partition in partitions}
 
+    def heard_ends(self, ends: Mapping[int, int]) -> None:
+        """High watermarks that came by another way than a fetch: of paused partitions no fetch tells."""
+        for partition, end in ends.items():
+            state = self._state(partition)
+            if state is not None:
+                state.highwater = end
+
     def _lag(self, partition: int) -> int:
-        subscription = self._subscription.subscription
-        assignment = subscription.assignment if subscription is not None else None
-        state = assignment.state_value(TopicPartition(self._topic, partition)) if assignment is not None else None
+        state = self._state(partition)
         if state is None or state.highwater is None:
             return -1
         return max(0, int(state.highwater) - self._positions[partition])
+
+    def _state(self, partition: int) -> Any:
+        """aiokafka's, of the present assignment; None for a partition that is not in it."""
+        subscription = self._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        return assignment.state_value(TopicPartition(self._topic, partition)) if assignment is not None else None
 
     async def leave(self) -> None:
         """Ends the membership, also a static one, whose partitions would else wait for the session's end."""

@@ -196,6 +196,7 @@ class KafkaTransport:
             offsets_at(self._opened.writing, topic, partitions, EARLIEST, committed=False),
             offsets_at(self._opened.writing, topic, partitions, LATEST, committed=False),
         )
+        self._opened.reader.heard_ends(ends)
         return {partition: LogRange(starts[partition], ends[partition]) for partition in partitions}
 
     async def starting_offset(self, partition: int) -> int:
