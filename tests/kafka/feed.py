@@ -18,14 +18,15 @@ class Feed:
         self._topics, self._rng, self._rate = topics, random.Random(seed), rate
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.sent = 0
+        self.sent = self.left = 0
 
     def __enter__(self) -> Feed:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._stopping.set()
+        self._thread.join()
 
     def _run(self) -> None:
         producer = new_producer(self._topics.address)

@@ -239,6 +239,12 @@ def make_topic(address: str, name: str, partitions: int, **configs: str) -> str:
     config = {key.replace("_", "."): value for key, value in configs.items()}
     client = admin(address)
     client.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(30)
+
+    def known() -> bool:  # a moment after it was made
+        there = client.list_topics(name, 10).topics[name].partitions.values()
+        return len(there) == partitions and all(p.leader >= 0 for p in there)
+
+    eventually(known, 30, f"topic {name} is known")
     return name
 
 
