@@ -14,7 +14,8 @@ from pipeline.transport.base import Transport
 from pipeline.transport.memory import MemoryBroker
 from services.broker import Broker
 from tests.conftest import create_topic
-from tests.contract.transport_suite import PARTITIONS, Seen, TransportSuite, World
+from tests.contract.transport_suite import TransportSuite
+from tests.contract.transport_world import PARTITIONS, Seen, World
 
 
 class MemoryWorld(World):

@@ -21,7 +21,7 @@ from pipeline.transport.kafka.transport import KafkaTransport
 from services.broker import Broker
 from tests.conftest import create_topic
 from tests.contract.test_transports import KafkaWorld
-from tests.contract.transport_suite import Member
+from tests.contract.transport_world import Member
 
 pytestmark = pytest.mark.kafka
 

@@ -20,7 +20,8 @@ from pipeline.transport.kafka.columns import ColumnRecords
 from services.broker import Broker
 from tests.conftest import create_topic
 from tests.contract.test_transports import KafkaWorld
-from tests.contract.transport_suite import PARTITIONS, TransportSuite
+from tests.contract.transport_suite import TransportSuite
+from tests.contract.transport_world import PARTITIONS
 
 pytestmark = pytest.mark.kafka
 

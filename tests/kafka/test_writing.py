@@ -26,7 +26,8 @@ from pipeline.transport.kafka.writer import Writer, verdict
 from services.broker import Broker
 from tests.conftest import create_topic
 from tests.contract.test_transports import KafkaWorld
-from tests.contract.transport_suite import PARTITIONS, CopyingWorker, Member, TransportSuite, part, records
+from tests.contract.transport_suite import TransportSuite
+from tests.contract.transport_world import PARTITIONS, CopyingWorker, Member, part, records
 
 pytestmark = pytest.mark.kafka
 
@@ -323,7 +324,7 @@ DIES_IN_ITS_TRANSACTION = """
 import asyncio, sys
 from pipeline.config import Config
 from pipeline.columns import Records
-from tests.contract.transport_suite import Member, part, records
+from tests.contract.transport_world import Member, part, records
 from tests.kafka.test_writing import hold_open
 from pipeline.transport import connect
 
