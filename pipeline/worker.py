@@ -32,9 +32,10 @@ from pipeline.intake import Intake
 from pipeline.metrics import Metrics
 from pipeline.outlet import Outlet
 from pipeline.ownership import Ownership
-from pipeline.partition import Memory, Tags, fair_bound
+from pipeline.partition import Memory, Tags
 from pipeline.poll import Poll
-from pipeline.scheduler import Limits, share
+from pipeline.pump import Pump
+from pipeline.scheduler import Limits
 from pipeline.streams.slots import Slots
 from pipeline.transport.base import Transport
 
@@ -44,8 +45,6 @@ DEPTH = 2
 """Runs with the engine at once: one runs, the next is bound already (S2)."""
 TIME_MAX = 256
 """Largest T of one call."""
-GENERATING_STEPS = 2048
-"""Largest poll while streams generate: their next step waits for it."""
 FETCH_S = 0.5
 """A fetch that finds nothing returns after this; consumers must be polled even when all is paused."""
 GAUGES_S = 1.0
@@ -76,21 +75,12 @@ class Worker:
             provider_policy=config.provider_policy,
         )
         self._slots = Slots(config.slots, codec.memory_bytes, head.memory_bytes)
-        self._step_bytes = codec.step_bytes
         limits = Limits(
             1 if contract.batching == "single" else config.max_batch,
             config.max_call_steps,
             1 if contract.time_axis is None else TIME_MAX,
         )
-        self._intake = Intake(
-            contract,
-            codec,
-            head,
-            self._engine,
-            self._slots,
-            limits,
-            config.max_record_bytes,
-        )
+        self._intake = Intake(contract, codec, head, self._engine, self._slots, limits, config.max_record_bytes)
         self._outlet = Outlet(
             contract, head, self._slots, header_model=config.header_model, header_source=config.header_source
         )
@@ -106,16 +96,10 @@ class Worker:
             self._fail,
         )
         row_bytes = self._engine.arena.row_bytes + codec.memory_bytes + head.memory_bytes
-        # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
-        rows_max = max(64, config.queue_bytes // 2 // max(1, row_bytes))
-        self._records_max = config.max_steps if config.slots <= rows_max else rows_max
+        self._pump = Pump(config, self._intake, codec.step_bytes, row_bytes)
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
-        self._suspects: dict[int, int] = {}
-        """Partition -> offset below which its records run alone: one of them made a run fail (X11)."""
         self._paused: set[int] = set()
-        self._turn = 0
-        self._held_since: float | None = None
         self._work = asyncio.Event()
         self._finished = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -239,7 +223,7 @@ class Worker:
     def _throttle(self) -> None:
         """Pauses partitions whose backlog is full, resumes those with room again."""
         memories = self._ownership.memories()
-        bound = fair_bound(self._config.queue_bytes // 2, len(memories))
+        bound = self._pump.bound(memories)
         full = {m.partition for m in memories if m.backlog_bytes >= bound} - self._paused
         if full:
             self._transport.pause(full)
@@ -263,74 +247,15 @@ class Worker:
                 await asyncio.sleep(0)  # a run on the event loop must not keep the others from it
 
     def _next(self) -> Poll | None:
-        """The next poll, if the engine wants one (S2) and anything can go."""
+        """The next poll, if the engine has room for it (S2)."""
         if self._stopping.is_set() or not self._ownership.member or self._engine.in_flight >= DEPTH:
             return None
-        memories = self._ownership.memories()
-        bound = fair_bound(self._config.queue_bytes // 2, len(memories))
-        going = [m for m in memories if m.uncommitted_bytes < bound]
-        waiting = [m for m in going if m.backlog and m.blocked is None]
-        feeding = [m for m in going if m.feedable]
-        for memory in waiting:
-            if memory.partition in self._suspects:
-                poll = self._alone(memory)
-                if poll is not None:
-                    return poll
-        waiting = [m for m in waiting if m.partition not in self._suspects]
-        if not waiting and not feeding:
-            return None
-        if not feeding and self._hold(waiting):
-            return None
-        # The first one changes with every poll: what is left over after fair shares goes to another each time (S3).
-        self._turn += 1
-        turn = self._turn % max(1, len(waiting))
-        waiting = waiting[turn:] + waiting[:turn]
-        budget = GENERATING_STEPS if feeding else self._config.max_steps
-        grants = share([max(1, m.backlog_bytes // self._step_bytes) for m in waiting], budget)
-        records_max = max(1, self._records_max // max(1, len(waiting)))
-        taken = []
-        for memory, grant in zip(waiting, grants):
-            segment = memory.take(max(1, grant), self._step_bytes, records_max)
-            if segment is not None:
-                taken.append((memory, segment))
-        try:
-            poll = self._intake.admit(taken, feeding)
-        finally:
-            self._say_blocked(waiting)
-        return poll
-
-    def _hold(self, waiting: list[Memory]) -> bool:
-        """``max_delay_ms``: a small poll may wait for company (S2)."""
-        delay = self._config.max_delay_ms / 1e3
-        if not delay or sum(len(s) for m in waiting for s in m.backlog) >= self._config.max_batch:
-            self._held_since = None
-            return False
         loop = asyncio.get_running_loop()
-        if self._held_since is None:
-            self._held_since = loop.time()
-            loop.call_later(delay, self._work.set)
-        if loop.time() - self._held_since < delay:
-            return True
-        self._held_since = None
-        return False
-
-    def _alone(self, memory: Memory) -> Poll | None:
-        """One record by itself, until the run that fails again names the one at fault (X11)."""
-        if memory.admitted >= self._suspects[memory.partition]:
-            del self._suspects[memory.partition]
-            return None
-        segment = memory.take(1, self._step_bytes, 1)
-        return self._intake.admit([(memory, segment)], []) if segment is not None else None
-
-    def _say_blocked(self, memories: list[Memory]) -> None:
-        for memory in memories:
-            if memory.blocked == "slots" and not memory.said_blocked:
-                memory.said_blocked = True
-                log.warning(
-                    "partition %d waits: all %d slots are taken; raise slots (--slots, EDDY_SLOTS) or end streams",
-                    memory.partition,
-                    self._slots.total,
-                )
+        held = self._pump.due
+        poll = self._pump.next(self._ownership.memories(), loop.time())
+        if self._pump.due is not None and self._pump.due != held:
+            loop.call_at(self._pump.due, self._work.set)
+        return poll
 
     def _count(self, poll: Poll) -> None:
         now = asyncio.get_running_loop().time()
@@ -385,7 +310,7 @@ class Worker:
                 continue
             if alone:
                 self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
-            self._suspects[memory.partition] = max(s.next_offset, self._suspects.get(memory.partition, 0))
+            self._pump.suspect(memory.partition, s.next_offset)
             if self._ownership.failed_run(memory.partition) > FAILURES_MAX:
                 self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
             else:

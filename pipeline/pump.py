@@ -1,0 +1,102 @@
+"""Which waiting records make the next poll: fair shares of every backlog, a step of every stream that generates, and
+what a failure made suspect by itself. No clock of its own and no I/O; the worker asks when the engine has room (S2).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from pipeline.config import Config
+from pipeline.intake import Intake
+from pipeline.partition import Memory, fair_bound
+from pipeline.poll import Poll
+from pipeline.scheduler import share
+
+log = logging.getLogger(__name__)
+
+GENERATING_STEPS = 2048
+"""Largest poll while streams generate: their next step waits for it."""
+RECORDS_MIN = 64
+"""A poll may always have so many records, however large their rows are."""
+
+
+class Pump:
+    """See the module. ``due`` is when a poll that is held back must leave, seconds of the caller's clock."""
+
+    def __init__(self, config: Config, intake: Intake, step_bytes: int, row_bytes: int) -> None:
+        self._config, self._intake, self._step_bytes = config, intake, step_bytes
+        # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
+        rows_max = max(RECORDS_MIN, config.queue_bytes // 2 // max(1, row_bytes))
+        self._records_max = config.max_steps if config.slots <= rows_max else rows_max
+        self._suspects: dict[int, int] = {}
+        """Partition -> offset below which its records run alone: one of them made a run fail (X11)."""
+        self._turn = 0
+        self.due: float | None = None
+
+    def bound(self, memories: Sequence[Memory]) -> int:
+        """Bytes that one partition's backlog may have, and as many again that wait for their commit."""
+        return fair_bound(self._config.queue_bytes // 2, len(memories))
+
+    def suspect(self, partition: int, until: int) -> None:
+        """A run with records of this partition below ``until`` failed: each of them runs alone (X11)."""
+        self._suspects[partition] = max(until, self._suspects.get(partition, 0))
+
+    def next(self, memories: Sequence[Memory], now_s: float) -> Poll | None:
+        """The next poll of these partitions, admitted and bound; None when nothing can go now."""
+        bound = self.bound(memories)
+        going = [m for m in memories if m.uncommitted_bytes < bound]
+        waiting = [m for m in going if m.backlog and m.blocked is None]
+        feeding = [m for m in going if m.feedable]
+        for memory in waiting:
+            if memory.partition in self._suspects and (poll := self._alone(memory)) is not None:
+                return poll
+        waiting = [m for m in waiting if m.partition not in self._suspects]
+        if not (waiting or feeding) or (not feeding and self._hold(waiting, now_s)):
+            return None
+        # The first one changes with every poll: what is left over after fair shares goes to another each time (S3).
+        self._turn += 1
+        turn = self._turn % max(1, len(waiting))
+        waiting = waiting[turn:] + waiting[:turn]
+        budget = GENERATING_STEPS if feeding else self._config.max_steps
+        grants = share([max(1, m.backlog_bytes // self._step_bytes) for m in waiting], budget)
+        records_max = max(1, self._records_max // max(1, len(waiting)))
+        taken = []
+        for memory, grant in zip(waiting, grants):
+            segment = memory.take(max(1, grant), self._step_bytes, records_max)
+            if segment is not None:
+                taken.append((memory, segment))
+        poll = self._intake.admit(taken, feeding)
+        self._say_blocked(waiting)
+        return poll
+
+    def _alone(self, memory: Memory) -> Poll | None:
+        """One record by itself, until the run that fails again names the one at fault."""
+        if memory.admitted >= self._suspects[memory.partition]:
+            del self._suspects[memory.partition]
+            return None
+        segment = memory.take(1, self._step_bytes, 1)
+        return self._intake.admit([(memory, segment)], []) if segment is not None else None
+
+    def _hold(self, waiting: Sequence[Memory], now_s: float) -> bool:
+        """``max_delay_ms``: a small poll may wait for company (S2)."""
+        delay = self._config.max_delay_ms / 1e3
+        if not delay or sum(len(s) for m in waiting for s in m.backlog) >= self._config.max_batch:
+            self.due = None
+            return False
+        if self.due is None:
+            self.due = now_s + delay
+        if now_s < self.due:
+            return True
+        self.due = None
+        return False
+
+    def _say_blocked(self, memories: Sequence[Memory]) -> None:
+        for memory in memories:
+            if memory.blocked == "slots" and not memory.said_blocked:
+                memory.said_blocked = True
+                log.warning(
+                    "partition %d waits: all %d slots are taken; raise slots (--slots, EDDY_SLOTS) or end streams",
+                    memory.partition,
+                    self._config.slots,
+                )
