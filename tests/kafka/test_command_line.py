@@ -6,12 +6,10 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,16 +52,6 @@ def cluster(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Broker:
     """Where the commands go by default."""
     monkeypatch.setenv("EDDY_BOOTSTRAP_SERVERS", broker.address)
     return broker
-
-
-@pytest.fixture
-def kcat() -> str:
-    """Debian's client, which knows nothing of us."""
-    found = shutil.which("kcat")
-    if found is None:
-        assert not os.environ.get("CI"), "kcat is missing (apt-get install kcat)"
-        pytest.skip("kcat is not installed (apt-get install kcat)")
-    return found
 
 
 # ---- topics, produce, tail
@@ -230,40 +218,6 @@ def test_doctor_reaches_the_broker(cluster: Broker) -> None:
     assert done.returncode == 0
     assert found["broker"]["detail"].startswith(f"answers at {cluster.address}")
     assert found["kafka jars"]["state"] == "ok"
-
-
-# ---- plain Kafka
-
-
-@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
-def test_kcat_writes_the_input_and_reads_the_output(
-    codec: str, kcat: str, cluster: Broker, unique: Unique, tmp_path: Path
-) -> None:
-    topics = make_topics(cluster.address, unique, 3)
-    model = rolling_hash(tmp_path)
-    base = [kcat, "-b", cluster.address, "-q"]
-    words = [f"stream-{n % 10}:{n:08d}" for n in range(200)]  # eight bytes: one step
-    subprocess.run(
-        [*base, "-P", "-t", topics.input, "-K", ":", "-z", codec, "-X", "topic.partitioner=murmur2_random"],
-        input="\n".join(words),
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    worker = topics.worker(model, compression=codec)
-    with workers(worker):
-        done = subprocess.run(
-            [*base, "-C", "-t", topics.output, "-o", "beginning", "-c", "200", "-f", "%k %p %S %T\n"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        worker.drained()
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert Counter(line[0] for line in lines) == {f"stream-{n}": 20 for n in range(10)}
-    assert {line[2] for line in lines} == {"8"}
-    assert all(int(line[3]) > 0 for line in lines)
 
 
 # ---- demo
