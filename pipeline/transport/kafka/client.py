@@ -22,7 +22,8 @@ METADATA_PAUSE_S, METADATA_FAILED_PAUSE_S = 0.02, 0.2
 """Least time after a metadata request; without it aiokafka asks 16,000 times a second while a leader is away."""
 RECONNECT_PAUSE_S = 0.05
 CONCURRENT_PAUSE_S = 0.002
-"""The markers of the last transaction are written within a few milliseconds."""
+"""The markers of the last transaction are written within a few milliseconds. While the group's coordinator verifies a
+transaction with its other coordinator, it says that it is loading: that is over as soon. Doubles with every try."""
 CLOSE_S = 2.0
 
 DISCONNECTED = (ConnectionLost, NodeNotReadyError, RequestTimedOutError)
@@ -113,6 +114,7 @@ class Client(AIOKafkaClient):
         Every request sent this way may take effect twice without harm. ``codes`` gives the answer's error numbers; an
         answer with one that no repetition helps is returned. The caller bounds the time. Raises KafkaError.
         """
+        pause = CONCURRENT_PAUSE_S
         while True:
             try:
                 node = await self.coordinator(kind, key)
@@ -128,7 +130,9 @@ class Client(AIOKafkaClient):
                 return reply
             if bad & wire.COORDINATOR_MOVED:
                 self.forget(kind, key)
-            await asyncio.sleep(CONCURRENT_PAUSE_S if bad == {wire.CONCURRENT} else RECONNECT_PAUSE_S)
+            soon = bad <= {wire.CONCURRENT, wire.LOADING}
+            await asyncio.sleep(min(pause, RECONNECT_PAUSE_S) if soon else RECONNECT_PAUSE_S)
+            pause *= 2
 
 
 def unreachable(servers: str) -> Unreachable:
