@@ -193,6 +193,7 @@ class Worker:
     def _running(self, memory: Memory, live: I64) -> None:
         """A takeover is done: streams that were generating go on."""
         self._outlet.restore(memory, live)
+        self._paused.discard(memory.partition)  # it is fetched again, with an empty backlog
         if memory.base is None:
             self._finished.set()  # a new group commits its start (X8)
         self._work.set()
