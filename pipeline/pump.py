@@ -12,6 +12,7 @@ from pipeline.intake import Intake
 from pipeline.partition import Memory, fair_bound
 from pipeline.poll import Poll
 from pipeline.scheduler import share
+from pipeline.streams.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ RECORDS_MIN = 64
 class Pump:
     """See the module. ``due`` is when a poll that is held back must leave, seconds of the caller's clock."""
 
-    def __init__(self, config: Config, intake: Intake, step_bytes: int, row_bytes: int) -> None:
-        self._config, self._intake, self._step_bytes = config, intake, step_bytes
+    def __init__(self, config: Config, intake: Intake, slots: Slots, step_bytes: int, row_bytes: int) -> None:
+        self._config, self._intake, self._slots, self._step_bytes = config, intake, slots, step_bytes
         # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
         rows_max = max(RECORDS_MIN, config.queue_bytes // 2 // max(1, row_bytes))
         self._records_max = config.max_steps if config.slots <= rows_max else rows_max
@@ -44,6 +45,7 @@ class Pump:
 
     def next(self, memories: Sequence[Memory], now_s: float) -> Poll | None:
         """The next poll of these partitions, admitted and bound; None when nothing can go now."""
+        self._unblock(memories)
         bound = self.bound(memories)
         going = [m for m in memories if m.uncommitted_bytes < bound]
         waiting = [m for m in going if m.backlog and m.blocked is None]
@@ -90,6 +92,13 @@ class Pump:
             return True
         self.due = None
         return False
+
+    def _unblock(self, memories: Sequence[Memory]) -> None:
+        """Slots come free when a stream ends, and when another partition's memory is dropped."""
+        if self._slots.free:
+            for memory in memories:
+                if memory.blocked == "slots":
+                    memory.blocked, memory.said_blocked = None, False
 
     def _say_blocked(self, memories: Sequence[Memory]) -> None:
         for memory in memories:

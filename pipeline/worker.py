@@ -96,7 +96,7 @@ class Worker:
             self._fail,
         )
         row_bytes = self._engine.arena.row_bytes + codec.memory_bytes + head.memory_bytes
-        self._pump = Pump(config, self._intake, codec.step_bytes, row_bytes)
+        self._pump = Pump(config, self._intake, self._slots, codec.step_bytes, row_bytes)
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
         self._paused: set[int] = set()
@@ -295,10 +295,6 @@ class Worker:
         self._metrics.engine(poll.run.batch_sizes, poll.run.seconds, generated=len(poll.fed))
         for reason, n in Counter(error.reason for error, _, _ in poll.failed.values()).items():
             self._metrics.dead_letters(reason, n)
-        if self._slots.free:
-            for memory in self._ownership.memories():
-                if memory.blocked == "slots":
-                    memory.blocked, memory.said_blocked = None, False
 
     def _torn(self, poll: Poll, error: BaseException) -> None:
         """X11: partitions with a row in the batch drop their memory and take over; then its records run alone."""
@@ -348,6 +344,7 @@ class Worker:
             self._ownership.refused(memory.partition)
         for memory, refusal in outcome.stopped:
             self._ownership.halt(memory.partition, str(refusal))
+        self._work.set()
         if not outcome.saved:
             return
         now_ms = time.time() * 1000
@@ -368,7 +365,6 @@ class Worker:
                 for (p, o), why in self._intake.poison.items()
                 if p != memory.partition or o >= part.committed
             }
-        self._work.set()
 
     # ---- gauges
 

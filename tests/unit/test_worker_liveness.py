@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 
 from pipeline.config import Config
 from pipeline.errors import OutcomeUnknown
 from pipeline.metrics import Metrics
 from pipeline.model_file import load_graph, read_contract
-from pipeline.transport.memory import MemoryTransport
+from pipeline.transport.memory import MemoryBroker, MemoryTransport
 from pipeline.worker import Worker
+from tests.models import rolling_hash_reference
 from tests.unit.test_worker import (
     counted,
     hash_model,
     new_broker,
+    outputs,
     running,
     until,
 )
@@ -61,3 +65,38 @@ async def test_a_full_backlog_holds_its_partition_back_also_after_a_takeover(has
         await until(broker, task, done)
     assert transport.failed
     assert 0 < largest <= 65_536 + 1000 * 168, "at most one fetch more"
+
+
+async def soon(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class Gated(MemoryTransport):
+    """Commits of anything but a start wait for the gate."""
+
+    def __init__(self, broker: MemoryBroker, config: Config) -> None:
+        super().__init__(broker, config)
+        self.gate = asyncio.Event()
+
+    async def commit(self, membership, parts):
+        if any(len(p.snapshots) for p in parts):
+            await self.gate.wait()
+        await super().commit(membership, parts)
+
+
+async def test_a_partition_that_stops_gives_its_slots_to_those_that_wait(hash_model, caplog):
+    broker = new_broker()
+    broker.record_bytes_max = 1000
+    broker.produce("in", 0, b"big", b"".join(value(i) for i in range(200)))
+    worker, transport = made_over(Gated, broker, hash_model, slots=1)
+    async with running(worker) as task:
+        await soon(lambda: worker._slots.used == 1)
+        broker.produce("in", 1, b"small", value(1))
+        await soon(lambda: "raise slots" in caplog.text)
+        transport.gate.set()
+        async with asyncio.timeout(5):
+            await until(broker, task, lambda: counted(broker) == 1)
+    assert "partition 0 stops" in caplog.text
+    assert outputs(broker) == {b"small": rolling_hash_reference(np.array([1])).tolist()}
