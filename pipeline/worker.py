@@ -49,7 +49,7 @@ FETCH_S = 0.5
 """A fetch that finds nothing returns after this; consumers must be polled even when all is paused."""
 GAUGES_S = 1.0
 FAILURES_MAX = 5
-"""Runs of a partition that may fail in a row before it stops."""
+"""Runs of a partition that may fail in a row before it stops; one that names the record at fault does not count."""
 
 
 class Worker:
@@ -298,7 +298,8 @@ class Worker:
 
     def _torn(self, poll: Poll, error: BaseException) -> None:
         """X11: partitions with a row in the batch drop their memory and take over; then its records run alone."""
-        failed = EngineFailed(str(error).strip().splitlines()[0], [s.memory.partition for s in poll.shares])
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]  # a MemoryError says nothing
+        failed = EngineFailed(first, [s.memory.partition for s in poll.shares])
         self._metrics.error(failed)
         alone = len(poll.keys) == 1 and not len(poll.fed)
         for s in poll.shares:
@@ -308,7 +309,7 @@ class Worker:
             if alone:
                 self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
             self._pump.suspect(memory.partition, s.next_offset)
-            if self._ownership.failed_run(memory.partition) > FAILURES_MAX:
+            if not alone and self._ownership.failed_run(memory.partition) > FAILURES_MAX:
                 self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
             else:
                 self._ownership.retake(memory.partition, f"the model failed: {failed}")

@@ -16,12 +16,13 @@ from tests.models import rolling_hash_reference
 from tests.unit.test_worker import (
     counted,
     hash_model,
+    made,
     new_broker,
     outputs,
     running,
     until,
 )
-from tests.unit.test_worker_failures import brittle, value
+from tests.unit.test_worker_failures import POISON, brittle, value
 
 __all__ = ["brittle", "hash_model"]
 
@@ -100,3 +101,41 @@ async def test_a_partition_that_stops_gives_its_slots_to_those_that_wait(hash_mo
             await until(broker, task, lambda: counted(broker) == 1)
     assert "partition 0 stops" in caplog.text
     assert outputs(broker) == {b"small": rolling_hash_reference(np.array([1])).tolist()}
+
+
+class Slow(MemoryTransport):
+    """A commit takes a while, as a broker's does."""
+
+    async def commit(self, membership, parts):
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await super().commit(membership, parts)
+
+
+async def test_any_number_of_records_that_the_model_cannot_run_are_dead_letters_one_after_the_other(brittle):
+    broker = new_broker()
+    for _ in range(20):
+        broker.produce("in", 0, b"bad", value(POISON))
+    broker.produce("in", 0, b"good", value(1))
+    for i in range(2000):
+        broker.produce("in", 1, b"k%d" % (i % 10), value(1 + i % 9))
+    worker, _ = made_over(Slow, broker, brittle, max_steps=8)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker, "in.dlq") == 20 and counted(broker) == 2001)
+        assert worker.ready
+
+
+async def test_an_engine_error_without_a_message_is_an_error_of_its_records_only(hash_model, monkeypatch):
+    broker = new_broker()
+    worker, _ = made(broker, hash_model)
+
+    def no_memory(run, call) -> None:
+        if run.steps == 3:
+            raise MemoryError
+
+    monkeypatch.setattr(worker._engine, "_collect", no_memory)
+    broker.produce("in", 0, b"a", value(1) + value(2) + value(3))
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker, "in.dlq") == 1)
+    [(_, _, dead)] = broker.records("in.dlq")
+    assert b"MemoryError" in dict(dead.headers)["eddy-message"]
