@@ -89,6 +89,7 @@ class Engine:
             wrapped, providers, provider_options or {}, provider_policy, intra_op_threads
         )
         self.providers: list[str] = self._session.get_providers()
+        self._options = ort.RunOptions()
         device = device_of(self._session)
         self.arena = Arena(contract, slots, device, None if device == "cpu" else self.providers)
         self._reads = [contract.output(name) for name in reads]
@@ -115,7 +116,8 @@ class Engine:
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """Ends the threads once what is queued has run."""
+        """Ends the threads within one node of the graph: what they still have to run ends with an error."""
+        self._options.terminate = True
         for tasks in self._queues:
             tasks.put(None)
         for thread in self._threads:
@@ -210,7 +212,7 @@ class Engine:
             for i, call in enumerate(job.calls):
                 if run.error is not None:
                     return
-                self._session.run_with_iobinding(call.binding)
+                self._session.run_with_iobinding(call.binding, self._options)
                 self._collect(run, call)
                 job.calls[i] = None  # type: ignore[call-overload]  # its buffers are free as soon as they are read
             if len(job.snapshot):
