@@ -18,6 +18,7 @@ class Feed:
         self._topics, self._rng, self._rate = topics, random.Random(seed), rate
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._patience_s = 60.0
         self.sent = self.left = 0
 
     def __enter__(self) -> Feed:
@@ -25,8 +26,10 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._patience_s = 0.1  # nobody waits for these any more, and the broker may be away
+            self._stopping.set()
+            self._thread.join()
 
     def _run(self) -> None:
         producer = new_producer(self._topics.address)
@@ -37,7 +40,7 @@ class Feed:
                 producer.produce(self._topics.input, self._rng.randbytes(8 * self._rng.randrange(1, 4)), key)
                 self.sent += 1
             producer.poll(0)
-        self.left = producer.flush(60)
+        self.left = producer.flush(self._patience_s)
 
     def stop(self) -> int:
         self._stopping.set()
