@@ -32,6 +32,7 @@ class Pump:
         self._records_max = config.max_steps if config.slots <= rows_max else rows_max
         self._suspects: dict[int, int] = {}
         """Partition -> offset below which its records run alone: one of them made a run fail (X11)."""
+        self._was_alone = False
         self._turn = 0
         self.due: float | None = None
 
@@ -50,16 +51,21 @@ class Pump:
         going = [m for m in memories if m.uncommitted_bytes < bound]
         waiting = [m for m in going if m.backlog and m.blocked is None]
         feeding = [m for m in going if m.feedable]
-        for memory in waiting:
-            if memory.partition in self._suspects and (poll := self._alone(memory)) is not None:
+        suspects = [m for m in waiting if m.admitted < self._suspects.get(m.partition, 0)]
+        waiting = [m for m in waiting if m.admitted >= self._suspects.get(m.partition, 0)]
+        # By turns: what runs alone keeps nobody waiting (S3).
+        for alone in (not self._was_alone, self._was_alone):
+            poll = self._alone(suspects) if alone else self._together(waiting, feeding, now_s)
+            if poll is not None:
+                self._was_alone = alone
                 return poll
-        waiting = [m for m in waiting if m.partition not in self._suspects]
+        return None
+
+    def _together(self, waiting: Sequence[Memory], feeding: Sequence[Memory], now_s: float) -> Poll | None:
         if not (waiting or feeding) or (not feeding and self._hold(waiting, now_s)):
             return None
-        # The first one changes with every poll: what is left over after fair shares goes to another each time (S3).
-        self._turn += 1
-        turn = self._turn % max(1, len(waiting))
-        waiting = waiting[turn:] + waiting[:turn]
+        # What is left over after fair shares goes to another partition each time (S3).
+        waiting = self._in_turn(waiting)
         budget = GENERATING_STEPS if feeding else self._config.max_steps
         grants = share([max(1, m.backlog_bytes // self._step_bytes) for m in waiting], budget)
         records_max = max(1, self._records_max // max(1, len(waiting)))
@@ -72,13 +78,22 @@ class Pump:
         self._say_blocked(waiting)
         return poll
 
-    def _alone(self, memory: Memory) -> Poll | None:
-        """One record by itself, until the run that fails again names the one at fault."""
-        if memory.admitted >= self._suspects[memory.partition]:
-            del self._suspects[memory.partition]
-            return None
-        segment = memory.take(1, self._step_bytes, 1)
-        return self._intake.admit([(memory, segment)], []) if segment is not None else None
+    def _alone(self, suspects: Sequence[Memory]) -> Poll | None:
+        """One record by itself: the run that fails again names the one at fault."""
+        for memory in self._in_turn(suspects):
+            segment = memory.take(1, self._step_bytes, 1)
+            if segment is not None and (poll := self._intake.admit([(memory, segment)], [])) is not None:
+                return poll
+        self._say_blocked(suspects)
+        return None
+
+    def _in_turn(self, memories: Sequence[Memory]) -> list[Memory]:
+        """The first one changes with every poll."""
+        if not memories:
+            return []
+        self._turn += 1
+        first = self._turn % len(memories)
+        return [*memories[first:], *memories[:first]]
 
     def _hold(self, waiting: Sequence[Memory], now_s: float) -> bool:
         """``max_delay_ms``: a small poll may wait for company (S2)."""
