@@ -82,7 +82,8 @@ class Transport(Protocol):
 
     def changelog(self, partition: int) -> AsyncIterator[Changelog]:
         """The changelog partition from its start, read committed, until the position has passed the high watermark
-        (asked read uncommitted when the iteration begins). Call it only after ``stable_offsets`` answered (X8)."""
+        (asked read uncommitted when the iteration begins). Call it only after ``stable_offsets`` answered (X8). Raises
+        CommitError past the time limit, TakeoverError for what cannot be read."""
 
     async def settle(self) -> None:
         """Makes the writer usable again after any failure: InitProducerId until no CONCURRENT_TRANSACTIONS (X11).

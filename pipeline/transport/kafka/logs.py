@@ -16,7 +16,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from pipeline.columns import Changelog
-from pipeline.errors import TakeoverError
+from pipeline.errors import OutcomeUnknown, TakeoverError
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import DISCONNECTED, RECONNECT_PAUSE_S, Client
 from pipeline.transport.kafka.columns import ColumnRecords
@@ -71,7 +71,8 @@ async def read_changelog(
 ) -> AsyncIterator[Changelog]:
     """From the beginning, read committed, until the position has passed the watermark asked for first (X8).
 
-    Raises TakeoverError when nothing arrives for ``patience_s`` seconds, or for what no repetition helps.
+    Raises OutcomeUnknown when nothing arrives for ``patience_s`` seconds, TimeoutError or KafkaError where the log's
+    ends are not told, TakeoverError for what no repetition helps.
     """
     # Read uncommitted: behind an open transaction of a dead owner there may be snapshots that count.
     watermark = (await offsets_at(client, topic, [partition], LATEST, committed=False))[partition]
@@ -95,10 +96,9 @@ async def read_changelog(
             if stretch is not None:
                 yield stretch
         if clock() - heard > patience_s:
-            raise TakeoverError(
-                partition,
-                f"{topic} is held back at offset {position} of {watermark} by an open transaction, or its leader is"
-                f" away: nothing for {patience_s:g} s",
+            raise OutcomeUnknown(
+                f"{topic}-{partition} is held back at offset {position} of {watermark} by an open transaction, or its"
+                f" leader is away: nothing for {patience_s:g} s"
             )
 
 

@@ -213,10 +213,15 @@ class KafkaTransport:
         except (TimeoutError, KafkaError) as error:
             raise OutcomeUnknown(f"the offsets of {self._config.input} cannot be read: {error!r}") from error
 
-    def changelog(self, partition: int) -> AsyncIterator[Changelog]:
-        """See Transport.changelog. Raises TakeoverError."""
+    async def changelog(self, partition: int) -> AsyncIterator[Changelog]:
+        """See Transport.changelog. Raises OutcomeUnknown past the time limit, TakeoverError for what cannot be read."""
+        topic = self._config.changelog
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
-        return read_changelog(self._opened.restoring, self._config.changelog, partition, patience_s)
+        try:
+            async for stretch in read_changelog(self._opened.restoring, topic, partition, patience_s):
+                yield stretch
+        except (TimeoutError, KafkaError) as error:
+            raise OutcomeUnknown(f"{topic}-{partition} cannot be read yet: {error!r}") from error
 
     async def settle(self) -> None:
         """See Transport.settle. Raises OutcomeUnknown past the time limit: call it again."""
