@@ -75,7 +75,8 @@ class Ownership:
         self._row_bytes = arena.row_bytes + slots.codec.shape[1] + slots.head.shape[1]
         self._owned: dict[int, Owned] = {}
         self._closing: list[Memory] = []
-        self._returned = asyncio.Event()
+        self._freed = asyncio.Event()
+        """Slots may have come free."""
         self.member = False
         """In the group, with an assignment that stands."""
         self.draining = False
@@ -163,10 +164,9 @@ class Ownership:
             owned.failures = 0
 
     def run_returned(self) -> None:
-        """A run is back: slots of dropped memories may be free now."""
-        if self._closing:
-            self._closing = [m for m in self._closing if m.in_flight]
-            self._returned.set()
+        """A run is back: slots of dropped memories and of ended streams may be free now."""
+        self._closing = [m for m in self._closing if m.in_flight]
+        self._freed.set()
 
     async def close(self) -> None:
         """Ends the takeovers under way and drops all memory."""
@@ -188,6 +188,7 @@ class Ownership:
             memory.close(self._slots)
             if memory.in_flight:
                 self._closing.append(memory)
+            self._freed.set()
 
     def _begin(self, owned: Owned) -> None:
         if self.draining:
@@ -208,7 +209,7 @@ class Ownership:
             try:
                 memory, live, restored = await self._try(owned)
                 break
-            except (TakeoverError, SlotsExhausted) as error:
+            except TakeoverError as error:
                 refusals += 1
                 self._metrics.error(error)
                 if refusals == CHECK_TRIES:
@@ -241,8 +242,17 @@ class Ownership:
         if start is None:
             first = await self._transport.starting_offset(owned.partition)
             start = takeover.Start(first, first, None)
-        while self._closing:  # rows of a dropped memory that a run still has are not free yet (X11)
-            self._returned.clear()
-            await self._returned.wait()
-        memory, live = takeover.install(found, start, owned.membership, self._slots, self._arena)
-        return memory, live, len(found.restored.keys) + len(found.restored.ended)
+        said = False
+        while True:
+            if not self._closing:  # rows of a dropped memory that a run still has are not free yet (X11)
+                try:
+                    memory, live = takeover.install(found, start, owned.membership, self._slots, self._arena)
+                except SlotsExhausted as error:
+                    if not said:
+                        self._metrics.error(error)
+                        log.error("%s, or end streams; the partition waits, the others go on", error)
+                        said = True
+                else:
+                    return memory, live, len(found.restored.keys) + len(found.restored.ended)
+            self._freed.clear()
+            await self._freed.wait()

@@ -153,3 +153,40 @@ async def test_an_engine_error_without_a_message_is_an_error_of_its_records_only
         await until(broker, task, lambda: counted(broker, "in.dlq") == 1)
     [(_, _, dead)] = broker.records("in.dlq")
     assert b"MemoryError" in dict(dead.headers)["eddy-message"]
+
+
+class LateRestore(MemoryTransport):
+    """The changelog of partition 0 is read once the gate is open."""
+
+    def __init__(self, broker: MemoryBroker, config: Config) -> None:
+        super().__init__(broker, config)
+        self.gate = asyncio.Event()
+
+    async def changelog(self, partition):
+        if partition == 0:
+            await self.gate.wait()
+        async for stretch in super().changelog(partition):
+            yield stretch
+
+
+async def test_a_takeover_without_enough_slots_waits_for_them(hash_model, caplog):
+    """One partition's new streams have taken the slots that another's streams had before a restart."""
+    broker = new_broker()
+    for i in range(2):
+        broker.produce("in", 0, b"old%d" % i, value(1))
+    worker, _ = made(broker, hash_model, slots=2)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 2)
+    broker.produce("in", 1, b"new", value(1))
+    worker, transport = made_over(LateRestore, broker, hash_model, slots=2)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 3)
+        transport.gate.set()
+        await soon(lambda: "partition 0 has 2 live streams, 1 of 2 slots are free" in caplog.text)
+        assert not worker.ready
+        broker.produce("in", 1, b"new", None)
+        broker.produce("in", 0, b"old0", value(2))
+        async with asyncio.timeout(5):
+            await until(broker, task, lambda: counted(broker) == 4)
+        assert worker.ready
+    assert outputs(broker)[b"old0"] == rolling_hash_reference(np.array([1, 2])).tolist()
