@@ -20,7 +20,7 @@ from pipeline.columns import I64, Rectangle
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a call may be. ``time`` is the largest T: 1 without a time axis."""
+    """What a call may be: B at most ``batch``, T times B at most ``steps``, T at most ``time`` (1: no time axis)."""
 
     batch: int = 256
     steps: int = 2048
@@ -59,17 +59,18 @@ def _rectangles(order: I64, slots: I64, start: I64, count: I64, limits: Limits) 
     out: list[Rectangle] = []
     start, count = start.copy(), count.copy()
     live = np.arange(len(slots))
+    longest_call = min(limits.time, limits.steps)
     while len(live):
         live = live[np.argsort(-count[live], kind="stable")]
         backlog = count[live]
         i, n = 0, len(live)
         while i < n:
-            longest = min(int(backlog[i]), limits.time)
+            longest = min(int(backlog[i]), longest_call)
             j = min(i + min(limits.batch, max(1, limits.steps // longest)), n)
             if backlog[j - 1] * 2 < longest:
                 near = np.searchsorted(-backlog[i:j], -((longest + 1) // 2), side="right")
                 j = i + max(1, int(near))
-            t = min(int(backlog[j - 1]), limits.time)
+            t = min(int(backlog[j - 1]), longest_call)
             group = np.sort(live[i:j])
             out.append(Rectangle(slots[group], order[start[group][None] + np.arange(t)[:, None]]))
             start[group] += t
