@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.scheduler import Limits, plan, share
@@ -31,6 +31,7 @@ def test_every_step_runs_once_in_its_streams_order_on_one_thread(slots, limits, 
 
 
 @given(slots_of, limits_of)
+@example(np.array([2, 2, 2]), Limits(batch=8, steps=2, time=9))
 def test_no_call_is_larger_than_its_limits(slots, limits):
     for r in plan(slots, limits)[0]:
         t, b = r.positions.shape
