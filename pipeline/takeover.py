@@ -86,6 +86,10 @@ def check(found: Found, digest: bytes) -> Start | None:
         not mark.done_above, "the metadata has done offsets above C, which this worker cannot read; update this worker"
     )
     need(
+        mark.replay_from == offset,
+        f"a replay must begin at {mark.replay_from}, below C {offset}, which this worker cannot do; update this worker",
+    )
+    need(
         log.start <= mark.replay_from,
         f"the input begins at {log.start}, a replay must begin at {mark.replay_from}: its retention has passed what was"
         " not yet processed",

@@ -80,6 +80,7 @@ def test_the_newest_snapshot_of_a_key_counts():
         (found(10, mark=Mark(TAG, 10, 10, OTHER)), "another state schema"),
         (found(10, mark=Mark(TAG, 10, 10, DIGEST, version=9)), "newer worker"),
         (found(10, mark=Mark(TAG, 10, 10, DIGEST, ((12, 1),))), "done offsets above C"),
+        (found(10, mark=Mark(TAG, 10, 7, DIGEST)), "a replay must begin at 7, below C 10"),
         (found(10, log=(11, 20)), "its retention has passed"),
         (found(10, log=(0, 9)), "beyond the log's end"),
         (found(10, changelog=written({b"late": 10})), "stream b'late' is at offset 10"),
