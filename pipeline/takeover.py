@@ -12,7 +12,7 @@ from pipeline.engine import Arena
 from pipeline.errors import SlotsExhausted, TakeoverError
 from pipeline.partition import MARK_VERSION, Mark, Memory
 from pipeline.streams.slots import Index, Slots
-from pipeline.streams.snapshots import Restored, restore, split
+from pipeline.streams.snapshots import Restored, overlay, restore, split
 from pipeline.transport.base import LogRange, Transport
 
 
@@ -43,8 +43,10 @@ async def read(partition: int, membership: Membership, transport: Transport, dig
     committed = (await transport.stable_offsets(membership, [partition]))[partition]
     mark = Mark.decode(committed.metadata) if committed is not None else None
     # 2. The changelog, read committed, to the high watermark asked now, after the offset.
-    stretches = [stretch async for stretch in transport.changelog(partition)]
-    restored = restore(stretches, digest, row_bytes)
+    newest: dict[bytes, bytes] = {}
+    async for stretch in transport.changelog(partition):
+        overlay(newest, stretch)
+    restored = restore(newest, digest, row_bytes)
     # 3. What the input still holds.
     log_range = (await transport.log_ranges([partition]))[partition]
     return Found(partition, committed, mark, log_range, restored)

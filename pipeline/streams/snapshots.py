@@ -94,15 +94,17 @@ class Restored:
     """Why it cannot be used, naming the stream; then the rest may be incomplete."""
 
 
-def restore(stretches: list[Changelog], digest: bytes, row_bytes: int) -> Restored:
-    """Newest of each key. Records are in log order."""
-    newest: dict[bytes, bytes] = {}
-    for stretch in stretches:
-        for key, value in zip(stretch.keys, stretch.values):
-            if value is None:
-                newest.pop(key, None)
-            else:
-                newest[key] = value
+def overlay(newest: dict[bytes, bytes], stretch: Changelog) -> None:
+    """Adds a stretch, in log order: of each key only the newest is kept, however often it was written."""
+    for key, value in zip(stretch.keys, stretch.values):
+        if value is None:
+            newest.pop(key, None)
+        else:
+            newest[key] = value
+
+
+def restore(newest: dict[bytes, bytes], digest: bytes, row_bytes: int) -> Restored:
+    """Snapshots by key, as columns."""
     live: list[bytes] = []
     values: list[bytes] = []
     ended: dict[bytes, int] = {}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from pipeline.columns import Changelog, Committed
+from pipeline.columns import Changelog, Committed, Membership
+from pipeline.config import Config
 from pipeline.errors import TakeoverError
 from pipeline.partition import Mark
-from pipeline.streams.snapshots import Snapshots, restore
-from pipeline.takeover import Found, Start, check
+from pipeline.streams.snapshots import Restored, Snapshots, overlay, restore
+from pipeline.takeover import Found, Start, check, read
 from pipeline.transport.base import LogRange
+from pipeline.transport.memory import MemoryBroker, MemoryTransport
 
 DIGEST, OTHER = b"digest-1", b"digest-2"
 TAG = b"t" * 16
@@ -33,6 +37,13 @@ def written(live: dict[bytes, int], ended: dict[bytes, int] | None = None, diges
     return Changelog([k for k in records.keys if k is not None], [bytes(v) for v in values if v is not None])
 
 
+def restored_from(*stretches: Changelog, row_bytes: int = 2) -> Restored:
+    newest: dict[bytes, bytes] = {}
+    for stretch in stretches:
+        overlay(newest, stretch)
+    return restore(newest, DIGEST, row_bytes)
+
+
 def found(
     offset: int | None = 10,
     *,
@@ -44,7 +55,7 @@ def found(
     own = Mark(TAG, offset, offset, DIGEST) if offset is not None else None
     chosen = own if mark == "own" else mark
     assert not isinstance(chosen, str)
-    restored = restore([changelog] if changelog else [], DIGEST, row_bytes)
+    restored = restored_from(*([changelog] if changelog else []), row_bytes=row_bytes)
     return Found(3, None if offset is None else Committed(offset, ""), chosen, LogRange(*log), restored)
 
 
@@ -66,7 +77,7 @@ def test_an_offset_set_before_anything_was_served_is_a_start():
 
 
 def test_the_newest_snapshot_of_a_key_counts():
-    restored = restore([written({b"a": 1, b"b": 2}), written({b"b": 7}, {b"a": 4})], DIGEST, 2)
+    restored = restored_from(written({b"a": 1, b"b": 2}), written({b"b": 7}, {b"a": 4}))
     assert (restored.keys, restored.applied.tolist(), restored.ended) == ([b"b"], [7], {b"a": 4})
 
 
@@ -96,3 +107,26 @@ def test_what_does_not_fit_is_refused_by_name(case, message):
         check(case, DIGEST)
     assert raised.value.partition == 3
     assert str(raised.value).startswith("partition 3: ")
+
+
+class Overwritten(MemoryTransport):
+    """A changelog of one stream, written again and again and not yet compacted."""
+
+    async def changelog(self, partition):
+        for a in range(200):
+            header = b"\x01".ljust(8, b"\0") + DIGEST + a.to_bytes(8, "little")
+            yield Changelog([b"a"], [header + bytes(1_000_000)])
+
+
+async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog():
+    broker = MemoryBroker()
+    broker.create("in", 1)
+    transport = Overwritten(broker, Config(input="in", output="out", group="g", worker_id="w"))
+    tracemalloc.start()
+    try:
+        got = await read(0, Membership("g", 1, "w"), transport, DIGEST, 1_000_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert got.restored.applied.tolist() == [199]
+    assert peak < 20_000_000
