@@ -13,9 +13,11 @@ import pytest
 from aiokafka import client as client_module
 from aiokafka.consumer import fetcher, group_coordinator, subscription_state
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.protocol.produce import ProduceRequest_v7
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 
+from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.columns import ColumnRecords
 from pipeline.transport.kafka.transport import KafkaTransport
 from services.broker import Broker
@@ -68,6 +70,11 @@ def test_only_the_errors_that_stop_coordination_are_pushed_to_the_user() -> None
     """Our override does not wait for a reader: it must be awaited where aiokafka awaits its own."""
     source = inspect.getsource(group_coordinator.GroupCoordinator)
     assert source.count("_push_error_to_user(") == source.count("await self._push_error_to_user(") + 1
+
+
+def test_our_encoding_of_a_produce_request_is_theirs() -> None:
+    fields = ("lane", -1, 10_000, [("out", [(0, b"abc"), (3, b"")]), ("\u00e9", [(1, b"x" * 300)])])
+    assert wire.ProduceRequestV7(*fields).encode() == ProduceRequest_v7(*fields).encode()
 
 
 def test_fields_of_a_batch_header_are_where_they_were() -> None:

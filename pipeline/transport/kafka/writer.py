@@ -13,7 +13,6 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka.errors import KafkaError
-from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import (
     AddOffsetsToTxnRequest,
     AddPartitionsToTxnRequest,
@@ -244,7 +243,7 @@ class Writer:
         for topic, partition in places:
             by_topic[topic].append((partition, turn[topic, partition]))
         timeout_ms = int(self._client.limit_s * 1000)
-        request = ProduceRequest(self.lane, -1, timeout_ms, list(by_topic.items()))
+        request = wire.Produce(self.lane, -1, timeout_ms, list(by_topic.items()))
         try:
             reply = await self._client.send(node, request)
         except DISCONNECTED as error:
