@@ -11,7 +11,8 @@ What is used of aiokafka beyond its public interface (``tests/kafka/test_insides
     fetcher     Fetcher: _records, _proc_fetch_request (overridden), _notify, _wait_consume_future, seek_to,
                 error_future; FetchResult: _partition_records, getall, has_more; FetchError.check_raise;
                 PartitionRecords: _unpack_records (overridden), _consume_aborted_up_to, _contains_abort_marker,
-                _aborted_producers, _aborted_transactions, _records, _tp, _check_crcs, _isolation_level
+                _aborted_producers, _aborted_transactions, _records, _records_iterator, _tp, _check_crcs,
+                _isolation_level
     coordinator GroupCoordinator: generation, member_id, _do_rejoin_group, _send_req, _push_error_to_user (overridden),
                 _coordination_task, _heartbeat_task, _commit_refresh_task, _closing
     state       SubscriptionState: subscribe, pause, resume, subscription.assignment, reassignment_in_progress

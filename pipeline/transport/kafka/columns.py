@@ -28,6 +28,8 @@ class ColumnRecords(PartitionRecords):
     @classmethod
     def of(cls, plain: PartitionRecords) -> ColumnRecords:
         """In place of records that nobody has iterated yet."""
+        # Its generator holds it as it holds the generator: the bytes would stay until the collector looks for cycles.
+        plain._records_iterator = None
         return cls(
             plain._tp,
             plain._records,
