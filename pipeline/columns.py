@@ -19,6 +19,8 @@ U8: TypeAlias = NDArray[np.uint8]
 Bools: TypeAlias = NDArray[np.bool_]
 AnyArray: TypeAlias = NDArray[Any]
 Headers: TypeAlias = Sequence[tuple[str, bytes]]
+RECORD_OVERHEAD = 160
+"""Bytes that a record takes in memory beside its value, its key included; counted into the queues' bounds."""
 Values: TypeAlias = "U8 | list[bytes | None]"
 """Record values: a matrix ``uint8 [n, V]`` where all are equally long, else a list (None is a null value)."""
 
@@ -41,12 +43,20 @@ class Segment:
     next_offset: int
     headers: list[Headers] | None = None
     value_bytes: int = 0
-    """Sum of the values' lengths, bytes: what the queue's bound counts."""
+    """Sum of the values' lengths, bytes."""
     fetched_s: float = 0.0
     """When it was fetched, seconds of the event loop's clock."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, bytes: what the queues' bounds count."""
+        size = self.value_bytes + RECORD_OVERHEAD * len(self.keys)
+        if self.headers is not None:
+            size += sum(len(name) + len(value) for headers in self.headers for name, value in headers)
+        return size
 
     def cut(self, i: int) -> tuple[Segment, Segment]:
         """The first ``i`` records and the rest; the first part ends where the rest begins."""

@@ -18,7 +18,7 @@ from pipeline.engine import Engine
 from pipeline.engine.graph import SCRATCH
 from pipeline.errors import RecordError
 from pipeline.heads import Head
-from pipeline.partition import RECORD_OVERHEAD, Memory
+from pipeline.partition import Memory
 from pipeline.poll import Poll, Share
 from pipeline.scheduler import Limits, plan
 from pipeline.streams.slots import Slots
@@ -53,8 +53,8 @@ class Intake:
         self.poison: dict[tuple[int, int], str] = {}
         """(partition, offset) of records whose own run failed, and how (X11)."""
 
-    def admit(self, memories: Sequence[tuple[Memory, Segment]], feeding: Sequence[Memory]) -> Poll | None:
-        """Takes what can be taken of these segments, and a step of every stream of ``feeding`` that generates.
+    def admit(self, memories: Sequence[tuple[Memory, Segment]], feeding: Sequence[Memory], fed_max: int) -> Poll | None:
+        """Takes what can be taken of these segments, and a step of ``fed_max`` streams of ``feeding`` that generate.
 
         What cannot be taken goes back to its backlog, and ``blocked`` says why. None when nothing could be taken.
         """
@@ -66,7 +66,7 @@ class Intake:
             if t is None:
                 continue
             n = len(t.segment)
-            size = t.segment.value_bytes + RECORD_OVERHEAD * n
+            size = t.segment.nbytes
             memory.uncommitted_bytes += size
             memory.admitted = t.segment.next_offset
             shares[memory.partition] = Share(
@@ -74,7 +74,7 @@ class Intake:
             )
             taken.append(t)
             at += n
-        fed = self._feed(feeding, shares)
+        fed = self._feed(feeding, shares, fed_max)
         if not shares:
             return None
         for share in shares.values():
@@ -184,14 +184,17 @@ class Intake:
         memory.give_back(rest)
         return taken if n else None
 
-    def _feed(self, feeding: Sequence[Memory], shares: dict[int, Share]) -> I64:
+    def _feed(self, feeding: Sequence[Memory], shares: dict[int, Share], fed_max: int) -> I64:
         fed: list[I64] = []
         at = 0
         for memory in feeding:
-            if not memory.feedable:
+            room = fed_max - at
+            if not memory.feedable or not room:
                 continue
             slots = np.concatenate(memory.feedable)
-            memory.feedable.clear()
+            # Those that do not fit are the first of the next poll.
+            slots, rest = slots[:room], slots[room:]
+            memory.feedable = [rest] if len(rest) else []
             share = shares.get(memory.partition)
             if share is None:
                 share = shares[memory.partition] = Share(memory, 0, 0, memory.admitted, 0)

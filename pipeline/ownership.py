@@ -250,7 +250,7 @@ class Ownership:
                 except SlotsExhausted as error:
                     if not said:
                         self._metrics.error(error)
-                        log.error("%s, or end streams; the partition waits, the others go on", error)
+                        log.error("%s; the partition waits, the others go on", error)
                         said = True
                 else:
                     return memory, live, len(found.restored.keys) + len(found.restored.ended)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.columns import I64, Membership, Part, Records, Segment
+from pipeline.columns import I64, RECORD_OVERHEAD, Membership, Part, Records, Segment
 from pipeline.errors import Broken
 from pipeline.streams.slots import Index, Slots
 from pipeline.streams.snapshots import Snapshots
@@ -21,8 +21,6 @@ from pipeline.streams.snapshots import Snapshots
 MARK_VERSION = 1
 MARK_BYTES_MAX = 3000
 """Of base64 beside an offset (X2); brokers refuse more than 4,096 by default."""
-RECORD_OVERHEAD = 160
-"""Bytes that a record takes in memory beside its value, counted into the queue's bound."""
 _MARK = struct.Struct("<B16sqqH8s")
 
 
@@ -127,7 +125,7 @@ class Memory:
     def offer(self, segment: Segment) -> None:
         """Fetched records join the backlog."""
         self.backlog.append(segment)
-        self.backlog_bytes += segment.value_bytes + RECORD_OVERHEAD * len(segment)
+        self.backlog_bytes += segment.nbytes
 
     def take(self, step_budget: int, step_bytes: int, records_max: int) -> Segment | None:
         """From the backlog's head: about ``step_budget`` steps of ``step_bytes`` each, at least one record."""
@@ -148,13 +146,13 @@ class Memory:
         if not taken:
             return None
         segment = Segment.join(taken)
-        self.backlog_bytes -= segment.value_bytes + RECORD_OVERHEAD * len(segment)
+        self.backlog_bytes -= segment.nbytes
         return segment
 
     def give_back(self, segment: Segment) -> None:
         """The rest of a segment that could not be taken whole."""
         self.backlog.appendleft(segment)
-        self.backlog_bytes += segment.value_bytes + RECORD_OVERHEAD * len(segment)
+        self.backlog_bytes += segment.nbytes
 
     def finished(self, done: Done, input_bytes: int) -> None:
         """A poll of it is finished (S3: in the order of polls)."""

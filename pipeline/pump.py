@@ -25,11 +25,15 @@ RECORDS_MIN = 64
 class Pump:
     """See the module. ``due`` is when a poll that is held back must leave, seconds of the caller's clock."""
 
-    def __init__(self, config: Config, intake: Intake, slots: Slots, step_bytes: int, row_bytes: int) -> None:
+    def __init__(
+        self, config: Config, intake: Intake, slots: Slots, step_bytes: int, row_bytes: int, kept_bytes: int
+    ) -> None:
         self._config, self._intake, self._slots, self._step_bytes = config, intake, slots, step_bytes
         # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
         rows_max = max(RECORDS_MIN, config.queue_bytes // 2 // max(1, row_bytes))
         self._records_max = config.max_steps if config.slots <= rows_max else rows_max
+        # Steps and the outputs that are kept of them wait for the commit, too.
+        self._steps_max = max(1, min(config.max_steps, config.queue_bytes // 2 // max(1, kept_bytes)))
         self._suspects: dict[int, int] = {}
         """Partition -> offset below which its records run alone: one of them made a run fail (X11)."""
         self._was_alone = False
@@ -66,7 +70,7 @@ class Pump:
             return None
         # What is left over after fair shares goes to another partition each time (S3).
         waiting = self._in_turn(waiting)
-        budget = GENERATING_STEPS if feeding else self._config.max_steps
+        budget = GENERATING_STEPS if feeding else self._steps_max
         grants = share([max(1, m.backlog_bytes // self._step_bytes) for m in waiting], budget)
         records_max = max(1, self._records_max // max(1, len(waiting)))
         taken = []
@@ -74,7 +78,7 @@ class Pump:
             segment = memory.take(max(1, grant), self._step_bytes, records_max)
             if segment is not None:
                 taken.append((memory, segment))
-        poll = self._intake.admit(taken, feeding)
+        poll = self._intake.admit(taken, self._in_turn(feeding), self._records_max)
         self._say_blocked(waiting)
         return poll
 
@@ -82,7 +86,7 @@ class Pump:
         """One record by itself: the run that fails again names the one at fault."""
         for memory in self._in_turn(suspects):
             segment = memory.take(1, self._step_bytes, 1)
-            if segment is not None and (poll := self._intake.admit([(memory, segment)], [])) is not None:
+            if segment is not None and (poll := self._intake.admit([(memory, segment)], [], 0)) is not None:
                 return poll
         self._say_blocked(suspects)
         return None
@@ -120,7 +124,7 @@ class Pump:
             if memory.blocked == "slots" and not memory.said_blocked:
                 memory.said_blocked = True
                 log.warning(
-                    "partition %d waits: all %d slots are taken; raise slots (--slots, EDDY_SLOTS) or end streams",
+                    "partition %d waits: all %d slots are taken; raise slots (--slots, EDDY_SLOTS)",
                     memory.partition,
                     self._config.slots,
                 )

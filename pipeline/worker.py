@@ -96,7 +96,9 @@ class Worker:
             self._fail,
         )
         row_bytes = self._engine.arena.row_bytes + codec.memory_bytes + head.memory_bytes
-        self._pump = Pump(config, self._intake, self._slots, codec.step_bytes, row_bytes)
+        kept = head.reads if head.keeps == "all" else ()
+        kept_bytes = contract.step_bytes + sum(contract.output(name).nbytes for name in kept)
+        self._pump = Pump(config, self._intake, self._slots, codec.step_bytes, row_bytes, kept_bytes)
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
         self._paused: set[int] = set()
@@ -136,7 +138,7 @@ class Worker:
             waited: list[asyncio.Future[Any]] = [*tasks, self._fatal]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             self._raise_if_failed(tasks)
-            await self._drain()
+            await self._drain(tasks, self._fatal)
             self._raise_if_failed(tasks)
         finally:
             for task in tasks:
@@ -157,17 +159,21 @@ class Worker:
             if task.done():
                 task.result()
 
-    async def _drain(self) -> None:
+    async def _drain(self, tasks: list[asyncio.Task[None]], fatal: asyncio.Future[None]) -> None:
+        """Until nothing is in flight, or something fails that will not be drained."""
         self._ownership.draining = True
         self._settle_quiet()
+        drained = asyncio.create_task(self._quiet.wait(), name="drained")
+        failed: list[asyncio.Future[Any]] = [t for t in tasks if t.get_name() in ("committing", "pumping")]
         try:
             async with asyncio.timeout(self._config.drain_timeout_s):
-                await self._quiet.wait()
-                await self._transport.leave()
+                await asyncio.wait([drained, fatal, *failed], return_when=asyncio.FIRST_COMPLETED)
+                if drained.done():
+                    await self._transport.leave()
         except TimeoutError:
-            log.warning(
-                "not drained in %g s: what is not committed is done by the next owner", self._config.drain_timeout_s
-            )
+            log.warning("not drained in time: what is not committed is done by the next owner")
+        finally:
+            drained.cancel()
 
     def _settle_quiet(self) -> None:
         """Drained when nothing is in flight and nothing waits for a commit."""
@@ -350,7 +356,8 @@ class Worker:
             return
         now_ms = time.time() * 1000
         parts = [part for _, part in outcome.saved]
-        latency = [(now_ms - part.outputs.timestamps) / 1e3 for part in parts]
+        # A producer may leave the timestamp out, which reads as -1.
+        latency = [(now_ms - t[t >= 0]) / 1e3 for t in (part.outputs.timestamps for part in parts)]
         self._metrics.commit(
             seconds,
             parts=len(parts),

@@ -213,3 +213,17 @@ async def test_a_slot_keeps_nothing_of_the_stream_that_had_it_before(talking_has
     async with running(worker) as task:
         await until(broker, task, lambda: finished(broker) == 1 or counted(broker, "in.dlq") == 1)
     assert counted(broker, "in.dlq") == 0
+
+
+async def test_a_poll_feeds_no_more_streams_than_the_queue_has_room_for_their_rows(talking_hash, monkeypatch):
+    broker = new_broker()
+    for i in range(300):
+        prompt(broker, b"k%d" % i, "x", ("eddy-max-steps", b"4"))
+    worker, _ = made(broker, talking_hash, queue_bytes=65_536)
+    rows: list[int] = []
+    submit = worker._engine.submit
+    monkeypatch.setattr(worker._engine, "submit", lambda run, done: (rows.append(len(run.rows)), submit(run, done)))
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == 300)
+    assert all(len(text) == 4 for text in texts(broker).values())
+    assert max(rows) * 238 <= 65_536, "records and generated steps of a poll, with a row of 238 bytes each"
