@@ -164,14 +164,15 @@ class Worker:
         self._ownership.draining = True
         self._settle_quiet()
         drained = asyncio.create_task(self._quiet.wait(), name="drained")
-        failed: list[asyncio.Future[Any]] = [t for t in tasks if t.get_name() in ("committing", "pumping")]
+        awaited: list[asyncio.Future[Any]] = [drained, fatal]
+        awaited += [t for t in tasks if t.get_name() in ("committing", "pumping")]
         try:
             async with asyncio.timeout(self._config.drain_timeout_s):
-                await asyncio.wait([drained, fatal, *failed], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
                 if drained.done():
                     await self._transport.leave()
         except TimeoutError:
-            log.warning("not drained in time: what is not committed is done by the next owner")
+            log.warning("not drained in %g s: the next owner does what is left", self._config.drain_timeout_s)
         finally:
             drained.cancel()
 
