@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -156,3 +157,44 @@ def test_a_worker_that_joins_and_leaves_five_times_changes_nothing(
     assert verdict.inputs == sent
     assert figures["eddy_takeovers_total"] >= 4 + 5 * 2 * 2, "the group did not rebalance ten times"
     assert figures["eddy_replayed_records_total"] == 0
+
+
+def test_a_worker_that_stood_still_in_a_transaction_finds_its_partitions_gone(
+    broker: Broker, unique: Unique, tmp_path: Path
+) -> None:
+    """It neither died nor left: it was stopped inside a transaction, longer than its session, and then goes on."""
+    topics = make_topics(broker.address, unique, 4)
+    model = rolling_hash(tmp_path / "hash" / "1")
+    zombie, other = (
+        topics.worker(model, name, max_steps=500, transaction_timeout_ms=1000) for name in ("zombie", "other")
+    )
+    with workers(zombie, other), Feed(topics, new_seed(), 2000) as feed, Transactions(broker.address) as transactions:
+        eventually(
+            lambda: [w.metrics().get("eddy_running_partitions") for w in (zombie, other)] == [2, 2], 30, "each has two"
+        )
+        # Stopped before its transaction's end was asked for: the broker has not decided it, and will find it too old.
+        for _ in range(50):
+            assert transactions.await_open(zombie.lane, 10)
+            zombie.process.send_signal(signal.SIGSTOP)
+            if transactions.stays_open(zombie.lane):
+                break
+            zombie.process.send_signal(signal.SIGCONT)
+        else:
+            raise AssertionError("it could not be stopped inside a transaction")
+        eventually(
+            lambda: other.metrics()["eddy_running_partitions"] == 4, 60, f"the other one has them all\n{other.log}"
+        )
+        gone_on = feed.sent
+        judged = Reader(topics.address, topics.output)
+        judged.until(gone_on, of=[other])
+        zombie.process.send_signal(signal.SIGCONT)
+        zombie.heard("commit failed")
+        eventually(lambda: zombie.ready and other.ready, 60, f"both serve again\n{zombie.log}")
+        sent = feed.stop()
+        judged.until(sent, of=[zombie, other])
+        judged.close()
+        for worker in (zombie, other):
+            worker.drained()
+    verdict = judge_hash(topics)
+    print(verdict)
+    assert verdict.clean, verdict

@@ -55,16 +55,17 @@ def test_memory_is_bounded_with_a_slow_engine_and_a_gigabyte_of_backlog(
     worker = topics.worker(slow)
     value = np.random.default_rng(1).standard_normal(RECORD_BYTES // 4, np.float32).tobytes()
     with workers(worker):
-        # What it takes to serve at all: imports, model, connections, and the engine's work space for one record.
+        # What it takes to serve at all: imports, model, connections, and the engine's work space for its largest call.
         judged = Reader(topics.address, topics.output)
-        produce(topics.address, topics.input, [(b"first", value)] * 2)
-        judged.until(2, of=[worker])
+        produce(topics.address, topics.input, [(b"stream-%d" % i, value[: RECORD_BYTES // 4]) for i in range(16)])
+        judged.until(16, of=[worker])
         base = worker.rss_bytes
         # On top of it, by the configuration: what is fetched and not committed (queue_bytes, which counts a poll's
-        # input until it is committed), one fetch on the wire and one that is parsed, and the steps of each of the two
-        # polls that the engine may have, three times over (joined, decoded, bound).
-        poll = config.max_steps * STEP_BYTES * 3
-        bound = base + config.queue_bytes + 2 * config.fetch_max_bytes + 2 * poll
+        # input until it is committed); what the fetch under way and the last one bring of each partition; and the steps
+        # of each of the two polls that the engine may have, joined and bound.
+        fetched = 2 * min(config.fetch_max_bytes, PARTITIONS * config.max_partition_fetch_bytes)
+        polls = 2 * 2 * config.max_steps * STEP_BYTES
+        bound = base + config.queue_bytes + fetched + polls
         produce(topics.address, topics.input, ((b"stream-%d" % (i % 64), value) for i in range(RECORDS)))
         peak = queued = paused = 0.0
         end = time.monotonic() + WATCHED_S
