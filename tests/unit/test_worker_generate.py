@@ -120,10 +120,12 @@ async def test_generations_survive_the_death_of_their_worker_at_any_step(talking
     for key, text in PROMPTS:
         prompt(broker, key, text, ("eddy-seed", b"11"))
     lives = 0
-    while finished(broker) < len(PROMPTS) and lives < 200:
+    while finished(broker) < len(PROMPTS):
         worker, _ = made(broker, talking_hash, worker_id=f"w{lives}")
         task = asyncio.create_task(worker.run())
-        for _ in range(int(rng.integers(8, 40))):
+        enough = counted(broker) + int(rng.integers(1, 60))
+        await until(broker, task, lambda n=enough: counted(broker) >= n or finished(broker) == len(PROMPTS))
+        for _ in range(int(rng.integers(0, 20))):  # at any moment of what comes next
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
