@@ -30,7 +30,7 @@ format: $(VENV)/.everything ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-models: $(VENV)/.everything ## Train and export the shipped models again (about 20 minutes)
+models: $(VENV)/.everything ## Train and export the shipped models again (about 10 minutes)
 	$(BIN)/python -m export.rebuild
 
 bench: $(VENV)/.everything ## Measure the worker beside raw onnxruntime and a hand-batched loop
