@@ -12,10 +12,10 @@ STREAMS = 300
 
 
 class Feed:
-    """Produces about ``rate`` records a second, from a seed, until ``stop`` returns how many."""
+    """Produces about ``rate`` records a second, from a seed, at most ``most``, until ``stop`` returns how many."""
 
-    def __init__(self, topics: Topics, seed: int, rate: int) -> None:
-        self._topics, self._rng, self._rate = topics, random.Random(seed), rate
+    def __init__(self, topics: Topics, seed: int, rate: int, most: int = 10**9) -> None:
+        self._topics, self._rng, self._rate, self._most = topics, random.Random(seed), rate, most
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._patience_s = 60.0
@@ -35,7 +35,7 @@ class Feed:
         producer = new_producer(self._topics.address)
         began = time.monotonic()
         while not self._stopping.wait(0.01):
-            while self.sent < (time.monotonic() - began) * self._rate:
+            while self.sent < min(self._most, (time.monotonic() - began) * self._rate):
                 key = b"stream-%d" % self._rng.randrange(STREAMS)
                 producer.produce(self._topics.input, self._rng.randbytes(8 * self._rng.randrange(1, 4)), key)
                 self.sent += 1
