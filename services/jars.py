@@ -125,6 +125,11 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 def _fetch(jars: list[Jar], folder: Path, progress: Progress) -> None:
     try:
+        import truststore
+
+        # The certificates that this machine trusts, as pip has them, and not only those that requests brings along.
+        # Before requests is imported: it makes a context of its own then.
+        truststore.inject_into_ssl()
         from jgo.maven import MavenContext, PythonResolver
     except ImportError:
         raise BrokerUnavailable(
