@@ -137,7 +137,7 @@ def judge(address: str, topic: str, partitions: int, load: Load, rate: float, st
             raise SystemExit(f"{left} of {load.records} answers did not come")
     kept = latency[skip:] * 1e3
     p50, p99 = np.percentile(kept, [50, 99]).tolist()
-    return {"p50_ms": p50, "p99_ms": p99, "max_ms": float(kept.max()), "n": len(kept)}
+    return {"p50 ms": p50, "p99 ms": p99, "max ms": float(kept.max()), "n": len(kept)}
 
 
 def answers(

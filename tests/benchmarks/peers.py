@@ -54,8 +54,10 @@ def make_topics(address: str, partitions: int, *names: str) -> None:
 
 
 def remove_topics(address: str, *names: str) -> None:
+    """Those of them that there are."""
     admin = AdminClient({"bootstrap.servers": address, "log_level": 4})
-    for done in admin.delete_topics(list(names)).values():
+    there = admin.list_topics(timeout=10).topics
+    for done in admin.delete_topics([n for n in names if n in there]).values():
         done.result()
 
 
@@ -78,6 +80,30 @@ class Watch:
 
     def close(self) -> None:
         self._consumer.close()
+
+
+class Others:
+    """CPU taken on this machine by processes that are none of the benchmark's: what makes a figure noisy."""
+
+    def __init__(self, *ours: int | None) -> None:
+        self._ours = [pid for pid in (os.getpid(), *ours) if pid is not None]
+        self._began, self._busy = time.monotonic(), self._now()
+
+    def cores(self) -> float:
+        """On average since this was made."""
+        return max(0.0, self._now() - self._busy) / (time.monotonic() - self._began)
+
+    def _now(self) -> float:
+        """CPU seconds of the machine less ours. Steal counts: it is gone as well."""
+        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        total = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return total - sum(map(cpu_s, self._ours))
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process and of its children that have ended, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 class Peer(ABC):
@@ -126,10 +152,13 @@ class Peer(ABC):
             if found := re.search(pattern, line):
                 return found
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def cpu_s(self) -> float:
         """CPU seconds of all its threads so far, user and system."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self._process.pid)
 
     def check(self) -> None:
         """Raises RuntimeError if it has ended."""
@@ -225,11 +254,13 @@ class Drained:
     steps_per_s: float
     cpu_s_per_million: float
     cores: float
+    others: float
+    """Cores that processes beside the benchmark's took meanwhile."""
     counters: dict[str, float] = field(default_factory=dict)
     """Differences between the two moments."""
 
 
-def drain(kind: type[Peer], place: Place, records: int, more: Sequence[str] = ()) -> Drained:
+def drain(kind: type[Peer], place: Place, records: int, broker: int | None, more: Sequence[str] = ()) -> Drained:
     """Runs a peer over a backlog of ``records`` records. Raises RuntimeError if it ends or stands still."""
     watch = Watch(place)
     peer = kind(place, *more)
@@ -239,6 +270,7 @@ def drain(kind: type[Peer], place: Place, records: int, more: Sequence[str] = ()
         while last == first:
             time.sleep(ASK_S)
             last = _moved(peer, watch, last, moved)
+        others = Others(broker, peer.pid)
         first, began, cpu, before = last, time.monotonic(), peer.cpu_s(), peer.counters()
         moved = began
         while last < records:
@@ -246,7 +278,7 @@ def drain(kind: type[Peer], place: Place, records: int, more: Sequence[str] = ()
             now = _moved(peer, watch, last, moved)
             if now != last:
                 last, moved = now, time.monotonic()
-        spent, burnt, after = moved - began, peer.cpu_s() - cpu, peer.counters()
+        spent, burnt, beside, after = moved - began, peer.cpu_s() - cpu, others.cores(), peer.counters()
     except BaseException:
         peer.kill()
         raise
@@ -255,7 +287,7 @@ def drain(kind: type[Peer], place: Place, records: int, more: Sequence[str] = ()
     peer.end()
     done = records - first
     differences = {name: value - before.get(name, 0.0) for name, value in after.items()}
-    return Drained(done / spent, burnt / done * 1e6, burnt / spent, differences)
+    return Drained(done / spent, burnt / done * 1e6, burnt / spent, beside, differences)
 
 
 def _moved(peer: Peer, watch: Watch, last: int, since: float) -> int:
@@ -266,8 +298,11 @@ def _moved(peer: Peer, watch: Watch, last: int, since: float) -> int:
     return now
 
 
-def paced(kind: type[Peer], place: Place, load: Any, rate: float, skip: int, more: Sequence[str] = ()) -> Any:
-    """Latency under an open loop of ``rate`` records a second: what `load.judge` found, and the CPU it took."""
+def paced(
+    kind: type[Peer], place: Place, load: Any, rate: float, skip: int, broker: int | None, more: Sequence[str] = ()
+) -> dict[str, float]:
+    """Latency under an open loop of ``rate`` records a second: what `load.judge` found, the cores that the peer took,
+    and those that others took."""
     with running(kind, place, more) as peer:
         start = time.monotonic() + 1.5
         arguments = {
@@ -284,12 +319,13 @@ def paced(kind: type[Peer], place: Place, load: Any, rate: float, skip: int, mor
         judge = subprocess.Popen([*module, "judge", "--topic", place.target, *shared], stdout=subprocess.PIPE)
         pacer = subprocess.Popen([*module, "pace", "--topic", place.source, *shared])
         try:
-            cpu = peer.cpu_s()
+            others, cpu = Others(broker, peer.pid), peer.cpu_s()
             told, _ = judge.communicate(timeout=load.records / rate + 60)
             burnt = peer.cpu_s() - cpu
             if judge.returncode or pacer.wait(30):
                 raise RuntimeError(f"latency of {peer.name}: judge {judge.returncode}, producer {pacer.returncode}")
+            beside = others.cores()  # both are reaped: their time is this process's children's
         finally:
             judge.kill()
             pacer.kill()
-    return {**json.loads(told), "cores": burnt / (load.records / rate)}
+    return {**json.loads(told), "cores": burnt / (load.records / rate), "others' cores": beside}

@@ -25,11 +25,12 @@ import numpy as np
 from services.embedded import Broker
 from services.jars import KAFKA_VERSION
 from tests.benchmarks.load import Load, answers, fill
-from tests.benchmarks.peers import Eddy, Hand, Peer, Place, drain, make_topics, paced, remove_topics
+from tests.benchmarks.peers import Eddy, Hand, Others, Peer, Place, drain, make_topics, paced, remove_topics
 
 TOLERANCE = 1e-5
 CHECKED = 20
 """Streams whose answers are compared."""
+QUIET_S, QUIET_CORES = 3, 0.1
 WARM_S = 3.0
 """Of a latency run, not counted."""
 
@@ -46,6 +47,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of a latency run, after warming up [%(default)s]")
     parser.add_argument("--model", type=Path, metavar="FILE", help="LSTM 2x128 that was exported before")
     parser.add_argument("--only", choices=("hand", "worker"), help="leave the other one out")
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="wait before each measurement, at most so long, for others",
+    )
     parser.add_argument("--worker", default="", metavar="FLAGS", help="further flags of eddy run, in one word")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     a = parser.parse_args()
@@ -69,11 +77,11 @@ class Bench:
     def run(self) -> dict[str, Any]:
         a = self.a
         self.model = a.model or self._export()
-        broker = Broker()
+        self.broker = Broker()
         say("starting Apache Kafka")
-        broker.start()
+        self.broker.start()
         try:
-            self.address = broker.address
+            self.address = self.broker.address
             self.backlog = Load(a.streams, a.records)
             make_topics(self.address, a.partitions, "backlog")
             say(f"writing a backlog of {a.records:,} records")
@@ -85,7 +93,7 @@ class Bench:
                 if a.rate:
                     self._latency(i)
         finally:
-            broker.stop()
+            self.broker.stop()
         return {
             "machine": machine(),
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()},
@@ -102,6 +110,7 @@ class Bench:
         return folder / "model.onnx"
 
     def _raw(self) -> None:
+        self._wait()
         command = [sys.executable, "-m", "tests.benchmarks.raw", "--model", str(self.model)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         for name, value in found.items():
@@ -113,20 +122,35 @@ class Bench:
         make_topics(self.address, self.a.partitions, target)
         return Place(self.address, self.model, source, target, f"{target}-group", self.a.partitions)
 
+    def _wait(self) -> None:
+        """Until others have left the machine alone for QUIET_S."""
+        end = time.monotonic() + self.a.quiet
+        quiet = 0
+        while quiet < QUIET_S and time.monotonic() < end:
+            others = Others(self.broker.pid)
+            time.sleep(1)
+            quiet = quiet + 1 if others.cores() < QUIET_CORES else 0
+
+    def _clear(self, place: Place) -> None:
+        """What a peer leaves would be cleaned and compacted while the next one is measured."""
+        remove_topics(self.address, place.target, f"{place.group}-{place.source}-changelog", f"{place.source}.dlq")
+
     def _throughput(self, i: int) -> None:
         found = {}
         for kind in self.kinds:
             say(f"round {i + 1}: {kind.name}, backlog")
+            self._wait()
             place = self._place(kind, "backlog", "backlog", i)
-            d = drain(kind, place, self.a.records, self.more[kind])
+            d = drain(kind, place, self.a.records, self.broker.pid, self.more[kind])
             self._add(f"{kind.name} steps/s", d.steps_per_s)
             self._add(f"{kind.name} CPU-s per million", d.cpu_s_per_million)
             self._add(f"{kind.name} cores", d.cores)
+            self._add(f"{kind.name} others' cores", d.others)
             if kind is Eddy:
                 self._account(d.counters)
             chosen = range(0, self.a.streams, max(1, self.a.streams // CHECKED))
             found[kind] = answers(self.address, place.target, place.partitions, chosen)
-            remove_topics(self.address, place.target)
+            self._clear(place)
         self._compare(found)
 
     def _account(self, c: dict[str, float]) -> None:
@@ -159,12 +183,14 @@ class Bench:
         load = Load(self.a.streams, skip + int(self.a.seconds * self.a.rate), seed=1)
         for kind in self.kinds:
             say(f"round {i + 1}: {kind.name}, {self.a.rate:g} records/s")
+            self._wait()
             source = f"paced-in-{kind.__name__.lower()}-{i}"
             make_topics(self.address, self.a.partitions, source)
             place = self._place(kind, "paced", source, i)
-            told = paced(kind, place, load, self.a.rate, skip, self.more[kind])
-            for name in ("p50_ms", "p99_ms", "max_ms", "cores"):
-                self._add(f"{kind.name} paced {name.replace('_', ' ')}", told[name])
+            told = paced(kind, place, load, self.a.rate, skip, self.broker.pid, self.more[kind])
+            self._clear(place)
+            for name in ("p50 ms", "p99 ms", "max ms", "cores", "others' cores"):
+                self._add(f"{kind.name} paced {name}", told[name])
 
     def _add(self, name: str, value: float) -> None:
         self.samples[name].append(value)
