@@ -90,6 +90,8 @@ class Engine:
         )
         self.providers: list[str] = self._session.get_providers()
         self._options = ort.RunOptions()
+        # Its default, said: each run asks for it, and the answer that it is not set is an exception (45 us).
+        self._options.add_run_config_entry("gpu_graph_id", "0")
         device = device_of(self._session)
         self.arena = Arena(contract, slots, device, None if device == "cpu" else self.providers)
         self._reads = [contract.output(name) for name in reads]
@@ -100,8 +102,8 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self.in_flight = 0
         """Runs handed over and not yet done."""
-        self._step_s = 1e-5
-        """Running mean, seconds a step."""
+        self._run_s = [1e-5 * 2**size for size in range(64)]
+        """Expected seconds of a run by its size, the number of bits of its steps: a call costs before its first one."""
 
     @property
     def threads(self) -> int:
@@ -142,7 +144,8 @@ class Engine:
         for thread, rectangles in enumerate(plan):
             mine = np.flatnonzero(snapshot_slots % threads == thread) if threads > 1 else np.arange(len(snapshot_slots))
             jobs.append(Job([self._bind(r, values, fresh) for r in rectangles], mine))
-        rows = np.empty((len(snapshot_slots), self.arena.row_bytes), np.uint8)
+        # One thread reads them all at once, and brings the array with it.
+        rows = np.empty((len(snapshot_slots) if threads > 1 else 0, self.arena.row_bytes), np.uint8)
         sizes = np.array([r.positions.shape[1] for rectangles in plan for r in rectangles], np.int64)
         return Run(jobs, outputs, kept, snapshot_slots, rows, steps, sizes)
 
@@ -179,7 +182,7 @@ class Engine:
         event loop."""
         run.left = len(run.jobs)
         run.queued = time.perf_counter()
-        if not self._threads or (self.in_flight == 0 and run.steps * self._step_s < INLINE_S):
+        if not self._threads or (self.in_flight == 0 and self._run_s[run.steps.bit_length()] < INLINE_S):
             self.in_flight += 1
             for job in run.jobs:
                 self._run(run, job)
@@ -196,7 +199,10 @@ class Engine:
         self.in_flight -= 1
         run.seconds = max((job.seconds for job in run.jobs), default=0.0)
         if run.steps and run.error is None:
-            self._step_s += 0.05 * (sum(job.seconds for job in run.jobs) / run.steps - self._step_s)
+            spent, size = sum(job.seconds for job in run.jobs), run.steps.bit_length()
+            # Sooner believed when it is less: on a thread a run also waits for the interpreter's lock.
+            weight = 0.05 if spent > self._run_s[size] else 0.5
+            self._run_s[size] += weight * (spent - self._run_s[size])
         done(run)
 
     def _work(self, tasks: queue.SimpleQueue[tuple[Run, Job, Callable[[Run], None]] | None]) -> None:
@@ -215,7 +221,9 @@ class Engine:
                 self._session.run_with_iobinding(call.binding, self._options)
                 self._collect(run, call)
                 job.calls[i] = None  # type: ignore[call-overload]  # its buffers are free as soon as they are read
-            if len(job.snapshot):
+            if len(run.jobs) == 1:
+                run.rows = self.arena.read(run.snapshot_slots)
+            elif len(job.snapshot):
                 run.rows[job.snapshot] = self.arena.read(run.snapshot_slots[job.snapshot])
         except Exception as error:  # noqa: BLE001  # onnxruntime raises a class per status, with no common base
             run.error = error
