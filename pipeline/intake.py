@@ -230,7 +230,7 @@ class Intake:
             columns = tuple(np.concatenate([c, f.astype(c.dtype, copy=False)]) for c, f in zip(columns, inputs))
             record_slots = np.concatenate([record_slots, fed])
         kept, n_kept = self._kept(counts, len(fed))
-        advanced = self._advance(slots, offsets, ended, fed)
+        advanced = self._advance(shares, slots, offsets, ended, fed)
         calls = plan(record_slots, self._limits, self._engine.threads)
         run = self._engine.prepare(calls, columns, steps + len(fed), self._slots.fresh, kept, n_kept, advanced)
         # A stream without a step yet (half a character, a dead letter) has no row either: it gets the initial one.
@@ -293,14 +293,32 @@ class Intake:
         kept[steps:] = len(counts) + np.arange(fed)
         return kept, len(counts) + fed
 
-    def _advance(self, slots: I64, offsets: I64, ended: Bools, fed: I64) -> I64:
-        """Moves A of every stream the poll advances; returns their slots, each once, without those that end."""
+    def _advance(self, shares: list[Share], slots: I64, offsets: I64, ended: Bools, fed: I64) -> I64:
+        """Moves A of every stream the poll advances; returns their slots, each once, without those that end.
+
+        A stream belongs to one partition, so partition by partition: each one's snapshots are then a mere stretch.
+        """
         self._slots.applied[slots] = offsets  # a stream's last record wins: numpy assigns in order
-        touched = np.unique(np.concatenate([slots[~ended], fed]) if ended.any() or len(fed) else slots)
-        if ended.any():
-            touched = np.setdiff1d(touched, slots[ended], assume_unique=True)
-        advanced: I64 = touched[touched != SCRATCH]
-        return advanced
+        any_ended = bool(ended.any())
+        moved: list[I64] = []
+        at = 0
+        for share in shares:
+            mine = slots[share.a : share.b]
+            ends = mine[:0]
+            if any_ended:
+                gone = ended[share.a : share.b]
+                mine, ends = mine[~gone], mine[gone]
+            if share.fed_b > share.fed_a:
+                mine = np.concatenate([mine, fed[share.fed_a : share.fed_b]])
+            mine = np.unique(mine)
+            if len(ends):
+                mine = np.setdiff1d(mine, ends, assume_unique=True)
+            if len(mine) and mine[0] == SCRATCH:
+                mine = mine[1:]
+            share.moved_a, share.moved_b = at, at + len(mine)
+            at += len(mine)
+            moved.append(mine)
+        return _join(moved)
 
 
 def _join(columns: Sequence[I64]) -> I64:

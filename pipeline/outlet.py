@@ -17,6 +17,7 @@ from pipeline.streams.slots import Slots
 from pipeline.streams.snapshots import Snapshots, assemble
 
 TRACE = "traceparent"
+NOBODY = np.empty(0, np.int64)
 
 
 class Outlet:
@@ -40,25 +41,20 @@ class Outlet:
             told = self._head.fed(poll.fed, names, outputs, self._slots.head)
         head_rows = self._slots.head[poll.advanced]
         rows = assemble(poll.run.rows, poll.codec_rows, head_rows)
-        owners = self._slots.partition[poll.advanced]
+        any_ended = bool(poll.ended.any())
         going = self._still_generating(poll)
         for share in poll.shares:
             memory = share.memory
             memory.in_flight -= 1
-            mine = owners == memory.partition if len(poll.shares) > 1 else slice(None)
             if memory.closed:
                 memory.release_if_idle(self._slots)
                 self._release_ended(poll, share)
                 continue
-            outputs_of = Records.join(
-                [
-                    self._records_out(poll, share, answered),
-                    self._fed_out(poll, share, told),
-                ]
-            )
-            done = Done(
-                share.next_offset, outputs_of, self._dead_out(poll, share), self._snapshots(poll, share, mine, rows)
-            )
+            outputs_of = self._records_out(poll, share, answered)
+            if share.fed_b > share.fed_a:
+                outputs_of = Records.join([outputs_of, self._fed_out(poll, share, told)])
+            snapshots = self._snapshots(poll, share, rows, any_ended)
+            done = Done(share.next_offset, outputs_of, self._dead_out(poll, share), snapshots)
             memory.finished(done, share.input_bytes)
             if going is not None:
                 active = going[self._slots.partition[going] == memory.partition]
@@ -135,7 +131,7 @@ class Outlet:
         return going
 
     def _records_out(self, poll: Poll, share: Share, answered: Answered) -> Records:
-        lo, hi = np.searchsorted(answered.index, (share.a, share.b)).tolist()
+        lo, hi = answered.index.searchsorted((share.a, share.b)).tolist()
         if lo == hi:
             return Records.none()
         index = answered.index[lo:hi]
@@ -181,9 +177,10 @@ class Outlet:
         source = source_column(share.memory.partition, poll.offsets[mine])
         return Records(keys, values, poll.timestamps[mine], self._constant, (("eddy-source", source),), extra)
 
-    def _snapshots(self, poll: Poll, share: Share, mine: Any, rows: U8) -> Snapshots:
+    def _snapshots(self, poll: Poll, share: Share, rows: U8, any_ended: bool) -> Snapshots:
+        mine = slice(share.moved_a, share.moved_b)
         slots = poll.advanced[mine]
-        ended = np.flatnonzero(poll.ended[share.a : share.b]) + share.a
+        ended = np.flatnonzero(poll.ended[share.a : share.b]) + share.a if any_ended else NOBODY
         return Snapshots(
             self._slots.serial[slots],
             [self._slots.keys[s] for s in slots.tolist()],

@@ -12,7 +12,8 @@ from pipeline.partition import Memory
 
 @dataclass(slots=True)
 class Share:
-    """One partition's stretch of a poll: records ``a`` to ``b``, generated steps ``fed_a`` to ``fed_b``."""
+    """One partition's stretch of a poll: records ``a`` to ``b``, generated steps ``fed_a`` to ``fed_b``, and of the
+    streams that are advanced ``moved_a`` to ``moved_b``."""
 
     memory: Memory
     a: int
@@ -24,6 +25,8 @@ class Share:
     fetched_s: float = 0.0
     fed_a: int = 0
     fed_b: int = 0
+    moved_a: int = 0
+    moved_b: int = 0
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class Poll:
     fed: I64
     """Slots of streams that feed themselves a step in this poll."""
     advanced: I64
-    """Slots to snapshot: of every stream that this poll advances and does not end."""
+    """Slots to snapshot: of every stream that this poll advances and does not end, partition by partition."""
     applied: I64
     """A of each of ``advanced`` at the poll's end."""
     codec_rows: U8

@@ -46,7 +46,8 @@ class Snapshots:
         ended = np.concatenate([p.ended_serials for p in parts])
         _, backwards = np.unique(serials[::-1], return_index=True)
         last = np.sort(len(serials) - 1 - backwards)
-        last = last[~np.isin(serials[last], ended)]
+        if len(ended):
+            last = last[~np.isin(serials[last], ended)]
         keys = [k for p in parts for k in p.keys]
         rows = np.concatenate([p.rows for p in parts]) if len(parts) > 1 else parts[0].rows
         return Snapshots(
