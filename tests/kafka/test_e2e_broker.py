@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from services.broker import Broker
 from tests.kafka.feed import Feed
 from tests.kafka.harness import Reader, eventually, make_topics, new_seed, workers
-from tests.kafka.transactions import Transactions
+from tests.kafka.transactions import Transactions, stop_at
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash
 
@@ -26,12 +27,16 @@ def test_a_broker_that_restarts_costs_no_record(
     with workers(worker), Feed(topics, new_seed(), 2000) as feed:
         judged = Reader(topics.address, topics.output)
         judged.until(2000, of=[worker])
+        # Inside a transaction, but not at its end: a single Kafka 4.4 that is killed between the decision and its
+        # markers forgets the markers when it comes back (it takes partitions without a leader for deleted ones), and
+        # the partitions hang for good. With replicas on other brokers a leader is there to take them.
         with Transactions(own_broker.address) as transactions:
-            assert transactions.await_open(worker.lane, 30)
+            stop_at(worker, transactions, inside=True)
         if how == "terminate":
             own_broker.terminate()
         else:
             own_broker.kill()
+        worker.process.send_signal(signal.SIGCONT)
         if how == "kill and stay away":
             worker.heard("cannot be settled yet")  # its patience is at an end: after this the group must be asked
         own_broker.restart()

@@ -14,7 +14,7 @@ import pytest
 from services.broker import Broker
 from tests.kafka.feed import Feed
 from tests.kafka.harness import Reader, Worker, eventually, make_topics, new_seed, workers
-from tests.kafka.transactions import Transactions
+from tests.kafka.transactions import Transactions, stop_at
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash
 
@@ -194,14 +194,3 @@ def test_a_worker_that_stood_still_longer_than_its_session_writes_nothing_more(
     assert verdict.clean, verdict
     assert verdict.inputs == sent
     assert inside or "the group refused the membership" in failure
-
-
-def stop_at(worker: Worker, transactions: Transactions, inside: bool) -> None:
-    """SIGSTOP, either when its transaction is open and its end was not asked for, or when none is."""
-    for _ in range(200):
-        assert transactions.await_open(worker.lane, 10)
-        worker.process.send_signal(signal.SIGSTOP)
-        if transactions.stays_open(worker.lane) == inside and (worker.lane in transactions.ongoing()) == inside:
-            return
-        worker.process.send_signal(signal.SIGCONT)
-    raise AssertionError("it could not be stopped there")

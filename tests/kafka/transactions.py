@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
 import time
 from types import TracebackType
+
+from tests.kafka.harness import Worker
 
 LIST_TRANSACTIONS = 66
 STILL_OPEN_S = 0.03
@@ -63,6 +66,17 @@ class Transactions:
             if lane not in self.ongoing():
                 return False
         return True
+
+
+def stop_at(worker: Worker, transactions: Transactions, inside: bool) -> None:
+    """SIGSTOP, either when its transaction is open and its end was not asked for, or when none is."""
+    for _ in range(200):
+        assert transactions.await_open(worker.lane, 10), f"{worker.worker_id} has nothing to commit"
+        worker.process.send_signal(signal.SIGSTOP)
+        if transactions.stays_open(worker.lane) == inside and (worker.lane in transactions.ongoing()) == inside:
+            return
+        worker.process.send_signal(signal.SIGCONT)
+    raise AssertionError(f"{worker.worker_id} could not be stopped there")
 
 
 class _Reply:
