@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 METADATA_PAUSE_S, METADATA_FAILED_PAUSE_S = 0.02, 0.2
 """Least time after a metadata request; without it aiokafka asks 16,000 times a second while a leader is away."""
 RECONNECT_PAUSE_S = 0.05
-CONCURRENT_PAUSE_S = 0.002
+CONCURRENT_PAUSE_S = 0.001
 """The markers of the last transaction are written within a few milliseconds. While the group's coordinator verifies a
-transaction with its other coordinator, it says that it is loading: that is over as soon. Doubles with every try."""
+transaction with its other coordinator, it says that it is loading: that is over as soon. Grows by half each time."""
 CLOSE_S = 2.0
 
 DISCONNECTED = (ConnectionLost, NodeNotReadyError, RequestTimedOutError)
@@ -132,7 +132,7 @@ class Client(AIOKafkaClient):
                 self.forget(kind, key)
             soon = bad <= {wire.CONCURRENT, wire.LOADING}
             await asyncio.sleep(min(pause, RECONNECT_PAUSE_S) if soon else RECONNECT_PAUSE_S)
-            pause *= 2
+            pause *= 1.5
 
 
 def unreachable(servers: str) -> Unreachable:
