@@ -15,7 +15,8 @@ import pytest
 from services.broker import Broker
 from tests.kafka.feed import Feed
 from tests.kafka.graphs import slow_tensor
-from tests.kafka.harness import Reader, Topics, eventually, make_topics, new_seed, produce, read_all, workers
+from tests.kafka.harness import Topics, eventually, make_topics, new_seed, produce, workers
+from tests.kafka.reading import Reader, read_all
 from tests.kafka.transactions import Transactions
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash

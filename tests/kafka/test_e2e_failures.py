@@ -10,7 +10,8 @@ import pytest
 
 from services.broker import Broker
 from tests.kafka.graphs import POISON, fragile_hash
-from tests.kafka.harness import Reader, alter_topic, eventually, make_topics, new_seed, produce, read_all, workers
+from tests.kafka.harness import alter_topic, eventually, make_topics, new_seed, produce, workers
+from tests.kafka.reading import Reader, read_all
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from services.broker import Broker
-from tests.kafka.harness import Reader, Record, Topics, make_topics, new_seed, produce, workers
+from tests.kafka.harness import Topics, make_topics, new_seed, produce, workers
+from tests.kafka.reading import Reader, Record
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from services.broker import Broker
-from tests.kafka.harness import Reader, make_topics, new_seed, workers
+from tests.kafka.harness import make_topics, new_seed, workers
+from tests.kafka.reading import Reader
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash
 

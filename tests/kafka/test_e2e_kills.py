@@ -13,7 +13,8 @@ import pytest
 
 from services.broker import Broker
 from tests.kafka.feed import Feed
-from tests.kafka.harness import Reader, Worker, eventually, make_topics, new_seed, workers
+from tests.kafka.harness import Worker, eventually, make_topics, new_seed, workers
+from tests.kafka.reading import Reader
 from tests.kafka.transactions import Transactions, stop_at
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash

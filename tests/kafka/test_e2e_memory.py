@@ -13,7 +13,8 @@ import pytest
 from pipeline.config import Config
 from services.broker import Broker
 from tests.kafka.graphs import slow_tensor
-from tests.kafka.harness import LOOK_S, Reader, make_topics, produce, workers
+from tests.kafka.harness import LOOK_S, make_topics, produce, workers
+from tests.kafka.reading import Reader
 from tests.models import lstm_tensor
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

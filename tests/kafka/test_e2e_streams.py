@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from services.broker import Broker
-from tests.kafka.harness import Reader, make_topics, new_seed, produce, read_all, workers
+from tests.kafka.harness import make_topics, new_seed, produce, workers
+from tests.kafka.reading import Reader, read_all
 from tests.kafka.verdict import judge, judge_hash
 from tests.models import lstm_module, lstm_tensor, rolling_hash, rolling_hash_reference
 

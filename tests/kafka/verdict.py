@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.kafka.harness import Record, Topics, read_all
+from tests.kafka.harness import Topics
+from tests.kafka.reading import Record, read_all
 from tests.models import rolling_hash_reference
 
 Stream = tuple[int, bytes]
