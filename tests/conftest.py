@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -17,9 +18,9 @@ pytest.register_assert_rewrite("tests.contract")
 NewTopicName = Callable[..., Awaitable[str]]
 
 
-@pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    """A real Apache Kafka with temporary data, shared by all tests: use topics and groups of your own."""
+@contextmanager
+def _started() -> Iterator[Broker]:
+    """In CI a broker that cannot be had is a failure; by hand it is a skip with its reason."""
     it = Broker()
     try:
         it.start()
@@ -29,20 +30,20 @@ def broker() -> Iterator[Broker]:
         pytest.skip(f"no embedded broker: {reason}")
     yield it
     it.stop()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A real Apache Kafka with temporary data, shared by all tests: use topics and groups of your own."""
+    with _started() as it:
+        yield it
 
 
 @pytest.fixture
 def own_broker() -> Iterator[Broker]:
     """A broker for this test alone, to be killed and restarted."""
-    it = Broker()
-    try:
-        it.start()
-    except BrokerUnavailable as reason:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no embedded broker: {reason}")
-    yield it
-    it.stop()
+    with _started() as it:
+        yield it
 
 
 _numbers = itertools.count()
