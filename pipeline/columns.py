@@ -224,6 +224,8 @@ class Part:
     outputs: Records = field(default_factory=Records.none)
     dead_letters: Records = field(default_factory=Records.none)
     snapshots: Records = field(default_factory=Records.none)
+    asked_ms: I64 = field(default_factory=lambda: np.empty(0, np.int64))
+    """Timestamps of the input records that it makes done; nothing is written of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,7 @@ class Metrics:
         self._records = self._counter("records", "Input records taken into a poll")
         self._record_bytes = self._counter("record_bytes", "Bytes of the values of input records taken into a poll")
         self._steps = self._counter("steps", "Steps decoded from input records")
+        self._media = self._counter("media_seconds", "Time that the steps decoded last, where the codec knows a rate")
         self._polls = self._counter("polls", "Polls planned")
         self._queue_time = self._histogram("queue_seconds", "From fetched to planned, per record", LATENCY_S)
         self._batches = self._counter("batches", "Calls of the engine")
@@ -124,6 +125,9 @@ class Metrics:
         self._snapshot_bytes = self._counter("snapshot_bytes", "Bytes of the snapshots committed")
         self._latency = self._histogram(
             "latency_seconds", "From an input record's timestamp to its visible commit, per output record", LATENCY_S
+        )
+        self._record_time = self._histogram(
+            "record_seconds", "From an input record's timestamp to the commit that makes it done, per record", LATENCY_S
         )
         self._dead_letters = self._counter("dead_letters", "Records that could not be served", "reason")
         self._takeovers = self._counter("takeovers", "Partitions made this worker's own")
@@ -169,13 +173,15 @@ class Metrics:
         repeats: ArrayLike | None = None,
         *,
         record_bytes: int = 0,
+        media_s: float = 0.0,
     ) -> None:
         """A poll was planned. ``queued_s``: seconds since the fetch, one per record, or one per segment with
-        ``repeats`` its number of records."""
+        ``repeats`` its number of records. ``media_s``: how long its steps last, seconds."""
         self._polls.inc()
         self._records.inc(records)
         self._record_bytes.inc(record_bytes)
         self._steps.inc(steps)
+        self._media.inc(media_s)
         self._queue_time.observe_many(queued_s, repeats)
 
     def engine(self, batch_sizes: ArrayLike, seconds: float, *, generated: int = 0) -> None:
@@ -189,15 +195,25 @@ class Metrics:
             self._generated.inc(generated)
 
     def commit(
-        self, seconds: float, *, parts: int, outputs: int, snapshots: int, snapshot_bytes: int, latency_s: ArrayLike
+        self,
+        seconds: float,
+        *,
+        parts: int,
+        outputs: int,
+        snapshots: int,
+        snapshot_bytes: int,
+        latency_s: ArrayLike,
+        records_s: ArrayLike,
     ) -> None:
-        """A transaction succeeded. ``latency_s``: now less the timestamp, one per output record."""
+        """A transaction succeeded. ``latency_s``: now less the timestamp, one per output record; ``records_s``: the
+        same, one per input record that it makes done."""
         self._commit_time.observe_many(seconds)
         self._parts.inc(parts)
         self._outputs.inc(outputs)
         self._snapshots.inc(snapshots)
         self._snapshot_bytes.inc(snapshot_bytes)
         self._latency.observe_many(latency_s)
+        self._record_time.observe_many(records_s)
 
     def dead_letters(self, reason: str, count: int = 1) -> None:
         """Records became dead letters (``RecordError.reason``)."""

@@ -54,7 +54,8 @@ class Outlet:
             if share.fed_b > share.fed_a:
                 outputs_of = Records.join([outputs_of, self._fed_out(poll, share, told)])
             snapshots = self._snapshots(poll, share, rows, any_ended)
-            done = Done(share.next_offset, outputs_of, self._dead_out(poll, share), snapshots)
+            asked_ms = poll.timestamps[share.a : share.b]
+            done = Done(share.next_offset, outputs_of, self._dead_out(poll, share), snapshots, asked_ms)
             memory.finished(done, share.input_bytes)
             if going is not None:
                 active = going[self._slots.partition[going] == memory.partition]

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from pipeline.columns import I64, RECORD_OVERHEAD, Membership, Part, Records, Segment
 from pipeline.errors import Broken
 from pipeline.streams.slots import Index, Slots
@@ -80,6 +82,8 @@ class Done:
     outputs: Records
     dead_letters: Records
     snapshots: Snapshots
+    asked_ms: I64
+    """Timestamps of its input records, int64 ``[n]``."""
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +188,8 @@ class Memory:
             return None
         self.frozen_bytes = size
         mark = Mark(tag, committed, committed, digest)
-        self.frozen = Part(self.partition, tag, committed, mark.encode(), outputs, dead, snapshots)
+        asked = np.concatenate([d.asked_ms for d in done]) if done else np.empty(0, np.int64)
+        self.frozen = Part(self.partition, tag, committed, mark.encode(), outputs, dead, snapshots, asked)
         return self.frozen
 
     def saved(self, part: Part) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from pipeline.codecs import make_codec
-from pipeline.columns import I64, Membership
+from pipeline.columns import I64, AnyArray, Membership
 from pipeline.commit import Lane, Outcome
 from pipeline.config import Config
 from pipeline.contract import Contract
@@ -99,6 +99,7 @@ class Worker:
         kept = head.reads if head.keeps == "all" else ()
         kept_bytes = contract.step_bytes + sum(contract.output(name).nbytes for name in kept)
         self._pump = Pump(config, self._intake, self._slots, codec.step_bytes, row_bytes, kept_bytes)
+        self._step_s = codec.step_s
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
         self._paused: set[int] = set()
@@ -273,6 +274,7 @@ class Worker:
             [now - s.fetched_s for s in poll.shares],
             [s.b - s.a for s in poll.shares],
             record_bytes=sum(s.value_bytes for s in poll.shares),
+            media_s=poll.steps * self._step_s,
         )
 
     # ---- finish
@@ -357,15 +359,19 @@ class Worker:
             return
         now_ms = time.time() * 1000
         parts = [part for _, part in outcome.saved]
-        # A producer may leave the timestamp out, which reads as -1.
-        latency = [(now_ms - t[t >= 0]) / 1e3 for t in (part.outputs.timestamps for part in parts)]
+
+        def since(columns: list[I64]) -> AnyArray:
+            asked = np.concatenate(columns)
+            return (now_ms - asked[asked >= 0]) / 1e3  # a producer may leave the timestamp out, which reads as -1
+
         self._metrics.commit(
             seconds,
             parts=len(parts),
             outputs=sum(len(p.outputs) for p in parts),
             snapshots=sum(len(p.snapshots) for p in parts),
             snapshot_bytes=sum(p.snapshots.value_bytes for p in parts),
-            latency_s=np.concatenate(latency),
+            latency_s=since([p.outputs.timestamps for p in parts]),
+            records_s=since([p.asked_ms for p in parts]),
         )
         for memory, part in outcome.saved:
             self._ownership.succeeded(memory.partition)

@@ -34,6 +34,8 @@ class Codec(ABC):
     memory_bytes: int = 0
     step_bytes: int = 1
     """About how many bytes of a record make a step: what a poll's bound in steps goes by."""
+    step_s: float = 0.0
+    """How long a step lasts, seconds, where the contract gives a rate; what the real-time factor is measured by."""
 
     @abstractmethod
     def decode(self, values: list[bytes], slots: I64, memory: U8) -> Steps:

@@ -72,9 +72,17 @@ def test_bounds_that_do_not_ascend_are_refused(bounds: tuple[float, ...]) -> Non
 
 def test_the_moments_of_the_road_reach_the_page() -> None:
     m = Metrics("m", "1")
-    m.poll(300, 900, [0.004, 0.2], [100, 200], record_bytes=1200)
+    m.poll(300, 900, [0.004, 0.2], [100, 200], record_bytes=1200, media_s=27.0)
     m.engine(np.array([256, 44]), 0.003, generated=44)
-    m.commit(0.01, parts=4, outputs=300, snapshots=300, snapshot_bytes=9000, latency_s=np.full(300, 0.012))
+    m.commit(
+        0.01,
+        parts=4,
+        outputs=300,
+        snapshots=300,
+        snapshot_bytes=9000,
+        latency_s=np.full(300, 0.012),
+        records_s=np.full(310, 0.011),
+    )
     m.dead_letters("utf-8", 2)
     m.takeover(0.4, 12)
     m.replay(skipped=3)
@@ -86,6 +94,7 @@ def test_the_moments_of_the_road_reach_the_page() -> None:
     page = scrape(m)
     assert page["eddy_records_total"] == 300
     assert page["eddy_steps_total"] == 900
+    assert page["eddy_media_seconds_total"] == 27
     assert page["eddy_queue_seconds_count"] == 300
     assert page["eddy_queue_seconds_sum"] == pytest.approx(40.4)
     assert page["eddy_batches_total"] == page["eddy_batch_size_count"] == 2
@@ -93,6 +102,7 @@ def test_the_moments_of_the_road_reach_the_page() -> None:
     assert page['eddy_batch_size_bucket{le="64.0"}'] == 1
     assert page["eddy_generated_steps_total"] == 44
     assert page["eddy_latency_seconds_count"] == page["eddy_output_records_total"] == 300
+    assert page["eddy_record_seconds_count"] == 310
     assert page["eddy_snapshot_bytes_total"] == 9000
     assert page['eddy_dead_letters_total{reason="utf-8"}'] == 2
     assert page["eddy_takeovers_total"] == page["eddy_takeover_seconds_count"] == 1

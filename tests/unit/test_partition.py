@@ -15,6 +15,8 @@ from pipeline.streams.snapshots import Snapshots
 
 DIGEST = b"12345678"
 TAGS = Tags(b"process1")
+ASKED_MS = np.array([1_700_000_000_000])
+"""Of the records that a poll made done."""
 
 
 def memory(base: bytes | None = b"t" * 16, committed: int = 0) -> tuple[Memory, Slots]:
@@ -38,7 +40,7 @@ def snapshots(live: dict[bytes, tuple[int, int]] | None = None, ended: dict[byte
 
 def done(next_offset: int, *keys: bytes, snaps: Snapshots | None = None) -> Done:
     outputs = Records(list(keys), np.zeros((len(keys), 3), np.uint8), np.zeros(len(keys), np.int64))
-    return Done(next_offset, outputs, Records.none(), snaps if snaps is not None else snapshots())
+    return Done(next_offset, outputs, Records.none(), snaps if snaps is not None else snapshots(), ASKED_MS)
 
 
 def identity(records: Records) -> Records:
@@ -69,6 +71,7 @@ def test_a_part_holds_all_finished_polls_and_the_last_ones_offset():
     assert part is not None
     assert part.committed == 5
     assert list(part.outputs.keys) == [b"a", b"b", b"a"]
+    assert len(part.asked_ms) == 2, "one of each poll"
     assert list(part.snapshots.keys) == [b"b", b"a"], "one snapshot a stream"
     mark = Mark.decode(part.metadata)
     assert mark == Mark(part.tag, 5, 5, DIGEST), "R = C (X6)"
