@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format models bench broker broker-stop clean
+.PHONY: help install demo test lint format data models bench broker broker-stop clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: $(VENV)/.everything ## Check style, types and which room imports which
 format: $(VENV)/.everything ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+data: $(VENV)/.serving ## Bring the data sets of all tasks into the cache (Debian packages, without root)
+	$(BIN)/python -m export.data
 
 models: $(VENV)/.everything ## Train and export the shipped models again (about 10 minutes)
 	$(BIN)/python -m export.rebuild
