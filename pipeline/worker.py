@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs import make_codec
 from pipeline.columns import I64, AnyArray, Membership
 from pipeline.commit import Lane, Outcome
@@ -59,10 +60,16 @@ class Worker:
     """
 
     def __init__(
-        self, config: Config, transport: Transport, model: onnx.ModelProto, contract: Contract, metrics: Metrics
+        self,
+        config: Config,
+        transport: Transport,
+        model: onnx.ModelProto,
+        contract: Contract,
+        metrics: Metrics,
+        beside: Beside = NOTHING_BESIDE,
     ) -> None:
         self._config, self._transport, self._metrics = config, transport, metrics
-        codec, head = make_codec(contract), make_head(contract)
+        codec, head = make_codec(contract, beside), make_head(contract, beside)
         self._engine = Engine(
             model,
             contract,

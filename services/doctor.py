@@ -106,6 +106,7 @@ def _model(path: str, providers: list[str]) -> str:
     """One step of one stream, in the arena, as a worker would run it."""
     import numpy as np
 
+    from pipeline.beside import Beside
     from pipeline.codecs import make_codec
     from pipeline.columns import Rectangle
     from pipeline.engine import Engine
@@ -115,8 +116,9 @@ def _model(path: str, providers: list[str]) -> str:
     file = find_model(Path(path))
     graph = load_graph(file)
     contract = read_contract(graph, str(file))
-    make_codec(contract)
-    engine = Engine(graph, contract, make_head(contract).reads, slots=1, providers=providers)
+    beside = Beside(file.parent)
+    make_codec(contract, beside)
+    engine = Engine(graph, contract, make_head(contract, beside).reads, slots=1, providers=providers)
     zeros = [np.zeros((1, *s.shape), s.dtype) for s in contract.steps]
     step = Rectangle(np.array([1]), np.zeros((1, 1), np.int64))
     nothing = np.empty(0, np.int64)

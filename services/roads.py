@@ -17,6 +17,7 @@ from typing import Protocol
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 
+from pipeline.beside import Beside
 from pipeline.config import Config
 from pipeline.errors import EddyError
 from pipeline.metrics import Metrics
@@ -225,7 +226,7 @@ async def memory_road(model: Path) -> AsyncIterator[MemoryRoad]:
         input=INPUT, output=OUTPUT, group=f"eddy-{contract.name}", worker_id="demo", bootstrap_servers="memory"
     )
     metrics = Metrics(contract.name, contract.model_version)
-    worker = Worker(config, MemoryTransport(broker, config), graph, contract, metrics)
+    worker = Worker(config, MemoryTransport(broker, config), graph, contract, metrics, Beside(model.parent))
     ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     with Pages("127.0.0.1", 0, metrics.registry, lambda: True, lambda: worker.ready) as pages:
         running = asyncio.create_task(worker.run())

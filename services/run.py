@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 from prometheus_client import ProcessCollector, disable_created_metrics
 
+from pipeline.beside import Beside
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.errors import ConfigError
@@ -78,7 +79,7 @@ async def _serve(config: RunConfig, model: onnx.ModelProto, contract: Contract) 
     disable_created_metrics()  # a second series for each counter, which nobody reads
     metrics = Metrics(contract.name, contract.model_version)
     ProcessCollector(registry=metrics.registry)
-    worker = Worker(config, connect(config), model, contract, metrics)
+    worker = Worker(config, connect(config), model, contract, metrics, Beside(find_model(Path(config.model)).parent))
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS)
     loop = asyncio.get_running_loop()

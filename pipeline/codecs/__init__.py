@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pipeline.beside import NOTHING_BESIDE, Beside
+from pipeline.codecs.audio import AudioCodec
 from pipeline.codecs.base import Codec, Steps
 from pipeline.codecs.tensor import TensorCodec
 from pipeline.codecs.text import TextCodec
@@ -10,17 +14,21 @@ from pipeline.errors import ContractError
 
 __all__ = ["CODECS", "Codec", "Steps", "make_codec"]
 
-CODECS: dict[str, type[TensorCodec] | type[TextCodec]] = {"tensor": TensorCodec, "text": TextCodec}
+CODECS: dict[str, Callable[[Contract, Beside], Codec]] = {
+    "tensor": TensorCodec,
+    "text": TextCodec,
+    "audio": AudioCodec,
+}
 
 
-def make_codec(contract: Contract) -> Codec:
-    """Raises ContractError for an unknown kind, a setting that is wrong, or a memory size that differs."""
+def make_codec(contract: Contract, beside: Beside = NOTHING_BESIDE) -> Codec:
+    """Raises ContractError for an unknown kind, a wrong setting or file beside it, or a memory size that differs."""
     kind = CODECS.get(contract.codec.kind)
     if kind is None:
         raise ContractError(
             f"contract of {contract.label}: unknown codec {contract.codec.kind!r}; this Eddy has {', '.join(CODECS)}"
         )
-    codec = kind(contract)
+    codec = kind(contract, beside)
     if codec.memory_bytes != contract.codec.memory_bytes:
         raise ContractError(
             f"contract of {contract.label}: codec {contract.codec.kind} keeps {codec.memory_bytes} bytes of a stream,"

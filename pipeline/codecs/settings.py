@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from pipeline.beside import EXPECTED, NOTHING_BESIDE, Beside, names_file
 from pipeline.contract import Contract
 from pipeline.errors import ContractError
 
@@ -16,10 +17,11 @@ class Settings:
     wrong must not be ignored.
     """
 
-    def __init__(self, contract: Contract, part: Literal["codec", "head"]) -> None:
+    def __init__(self, contract: Contract, part: Literal["codec", "head"], beside: Beside = NOTHING_BESIDE) -> None:
         spec = contract.codec if part == "codec" else contract.head
         self._where = f"contract of {contract.label}: {part} {spec.kind}"
         self._values: Mapping[str, Any] = spec.settings
+        self._beside = beside
         self._taken: list[str] = []
 
     def error(self, message: str) -> ContractError:
@@ -41,6 +43,14 @@ class Settings:
             name, default, f"a whole number from {low} to {high}", lambda v: is_integer(v) and low <= v <= high
         )
         return value
+
+    def file(self, name: str) -> bytes | None:
+        """The content of the file beside the model that the setting names; None where it is null or not set.
+
+        Raises ContractError when it cannot be read, or is another file than the contract means.
+        """
+        value = self.take(name, None, EXPECTED, lambda v: v is None or names_file(v))
+        return None if value is None else self._beside.read(value, f"{self._where}: setting {name!r}")
 
     def finish(self) -> None:
         """Raises ContractError for a setting that was not taken."""

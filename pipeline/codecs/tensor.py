@@ -11,6 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs.base import Codec, Steps
 from pipeline.codecs.settings import Settings
 from pipeline.columns import I64, U8, AnyArray
@@ -23,8 +24,8 @@ class TensorCodec(Codec):
 
     memory_bytes = 0
 
-    def __init__(self, contract: Contract) -> None:
-        Settings(contract, "codec").finish()
+    def __init__(self, contract: Contract, beside: Beside = NOTHING_BESIDE) -> None:
+        Settings(contract, "codec", beside).finish()
         self._inputs = contract.steps
         self.step_bytes = contract.step_bytes
         self._starts = [0, *accumulate(s.nbytes for s in contract.steps)][:-1]

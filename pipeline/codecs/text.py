@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs.base import Codec, Steps
 from pipeline.codecs.settings import Settings, is_integer, is_text
 from pipeline.columns import I64, U8, AnyArray
@@ -66,7 +67,7 @@ class TextCodec(Codec):
 
     memory_bytes = MEMORY_BYTES
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, beside: Beside = NOTHING_BESIDE) -> None:
         vocabulary = Vocabulary.of(contract)
         self._dtype = token_dtype(contract)
         self._unknown = vocabulary.unknown

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.contract import Contract
 from pipeline.errors import ContractError
 from pipeline.heads.base import NOTHING, Answered, Finished, Head
@@ -11,21 +14,21 @@ from pipeline.heads.tensor import TensorHead
 
 __all__ = ["HEADS", "NOTHING", "Answered", "Finished", "Head", "make_head"]
 
-HEADS: dict[str, type[TensorHead] | type[ClassifyHead] | type[GenerateHead]] = {
+HEADS: dict[str, Callable[[Contract, Beside], Head]] = {
     "tensor": TensorHead,
     "classify": ClassifyHead,
     "generate": GenerateHead,
 }
 
 
-def make_head(contract: Contract) -> Head:
-    """Raises ContractError for an unknown kind, a setting that is wrong, or a memory size that differs."""
+def make_head(contract: Contract, beside: Beside = NOTHING_BESIDE) -> Head:
+    """Raises ContractError for an unknown kind, a wrong setting or file beside it, or a memory size that differs."""
     kind = HEADS.get(contract.head.kind)
     if kind is None:
         raise ContractError(
             f"contract of {contract.label}: unknown head {contract.head.kind!r}; this Eddy has {', '.join(HEADS)}"
         )
-    head = kind(contract)
+    head = kind(contract, beside)
     if head.memory_bytes != contract.head.memory_bytes:
         raise ContractError(
             f"contract of {contract.label}: head {contract.head.kind} keeps {head.memory_bytes} bytes of a stream,"

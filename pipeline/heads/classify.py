@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs.settings import Settings, is_text
 from pipeline.columns import U8, AnyArray
 from pipeline.contract import Contract
@@ -26,8 +27,8 @@ class ClassifyHead(Head):
     memory_bytes = 0
     keeps = "last"
 
-    def __init__(self, contract: Contract) -> None:
-        settings = Settings(contract, "head")
+    def __init__(self, contract: Contract, beside: Beside = NOTHING_BESIDE) -> None:
+        settings = Settings(contract, "head", beside)
         self._top = settings.integer("top", 3, 1, 1000)
         activation = settings.take("activation", "softmax", "'softmax' or 'none'", lambda v: v in ("softmax", "none"))
         settings.finish()

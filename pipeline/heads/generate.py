@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs.settings import Settings, is_integer
 from pipeline.codecs.text import Vocabulary, token_dtype
 from pipeline.columns import I64, U8, AnyArray, Bools, Headers, Records
@@ -77,8 +78,8 @@ class GenerateHead(Head):
     choices = "outputs"
     generates = True
 
-    def __init__(self, contract: Contract) -> None:
-        settings = Settings(contract, "head")
+    def __init__(self, contract: Contract, beside: Beside = NOTHING_BESIDE) -> None:
+        settings = Settings(contract, "head", beside)
         if contract.codec.kind != "text":
             raise settings.error(f"needs the codec text, which says what tokens are; it has {contract.codec.kind!r}")
         output = only_output(contract, settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs.settings import Settings
 from pipeline.columns import U8, AnyArray
 from pipeline.contract import Contract
@@ -23,8 +24,8 @@ class TensorHead(Head):
     memory_bytes = 0
     keeps = "all"
 
-    def __init__(self, contract: Contract) -> None:
-        Settings(contract, "head").finish()
+    def __init__(self, contract: Contract, beside: Beside = NOTHING_BESIDE) -> None:
+        Settings(contract, "head", beside).finish()
         chosen = contract.head.output
         outputs = contract.outputs if chosen is None else (contract.output(chosen),)
         self.reads = tuple(o.name for o in outputs)
