@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from export.memory import fit_memory
 from export.parity import Parity, prove
 from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, outputs_of, steps_name, subject
 from export.spec import parse_step
+from pipeline.beside import Beside
 from pipeline.contract import CodecSpec, Contract, HeadSpec, StepInput
 from pipeline.errors import ConfigError, ModelError
 from pipeline.model_file import write_contract
@@ -53,6 +54,8 @@ class ExportOptions:
     tolerance: float | None = None
     """Relative; None: 1e-4, or 5e-3 where anything is float16."""
     max_megabytes: float = 200.0
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Name -> where it is now, of each file that a setting of codec or head names; it is copied beside model.onnx."""
     card: CardText = field(default_factory=CardText)
 
 
@@ -110,7 +113,7 @@ def export_module(
         )
     )
     _ask(contract)
-    contract = fit_memory(contract)
+    contract = fit_memory(contract, Beside(files=options.beside))
     model, contract, parity, notes = _prove_or_step(of, layout, contract, tolerance)
     size = model.ByteSize()
     if size > options.max_megabytes * MEGABYTE:
@@ -121,11 +124,18 @@ def export_module(
     write_contract(model, contract, contract.label)
     file = folder / "model.onnx"
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / "model.onnx.tmp"
-    onnx.save(model, str(beside))
-    os.replace(beside, file)
+    for name, path in options.beside.items():
+        _write(folder / name, path.read_bytes())
+    _write(file, model.SerializeToString())
     write_card(folder / "README.md", contract, parity, file.stat().st_size, options.card)
     return Exported(file, contract, parity, notes)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    growing = file.with_name(f"{file.name}.tmp")
+    growing.write_bytes(content)
+    os.replace(growing, file)
 
 
 def _wanted(time_axis: str) -> tuple[Layout, ...]:
