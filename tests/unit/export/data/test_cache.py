@@ -25,10 +25,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def apt(cache: Path) -> Path:
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `apt-get update` brought once, from nothing."""
     if shutil.which("apt-get") is None and not os.environ.get("CI"):
         pytest.skip("no apt-get on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDDY_CACHE", str(tmp_path_factory.mktemp("lists")))
+        debian(SMALL)
+        return cache_folder() / "data" / "apt"
+
+
+@pytest.fixture
+def apt(cache: Path, lists: Path) -> Path:
+    shutil.copytree(lists, cache / "data" / "apt")
     return cache
 
 
@@ -54,9 +64,10 @@ def test_two_processes_that_ask_at_once_get_one_whole_package(apt: Path) -> None
 
 
 def test_old_lists_are_renewed_before_a_package_is_called_unknown(apt: Path) -> None:
-    lists = apt / "data" / "apt" / "lists"
-    lists.mkdir(parents=True)
-    (lists / "example.invalid_dists_old_main_binary-amd64_Packages").write_text("")
+    old = apt / "data" / "apt" / "lists"
+    shutil.rmtree(old)
+    old.mkdir()
+    (old / "example.invalid_dists_old_main_binary-amd64_Packages").write_text("")
     assert debian(SMALL).is_dir()
 
 
