@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, StepInput
@@ -54,3 +55,11 @@ def tensor_contract(
         CodecSpec("tensor"),
         HeadSpec(head, output, labels=tuple(labels), settings=settings or {}),
     )
+
+
+def audio_contract(
+    shape: Sequence[int] = (4,), *, rate: int = 16000, dtype: str = "float32", **settings: Any
+) -> Contract:
+    """Codec ``audio``, head ``tensor``."""
+    contract = tensor_contract((StepInput("samples", dtype, tuple(shape)),))
+    return replace(contract, codec=CodecSpec("audio", settings={"rate": rate} | settings))

@@ -72,6 +72,10 @@ class CodecSuite:
         places = st.lists(st.integers(0, len(stream)), max_size=8).map(sorted)
         return places.map(lambda at: [stream[a:b] for a, b in zip([0, *at], [*at, len(stream)])])
 
+    def pieces(self, stream: bytes) -> list[bytes]:
+        """The stream as its smallest records."""
+        return [stream[i : i + 1] for i in range(len(stream))]
+
     def records(self) -> st.SearchStrategy[list[bytes]]:
         """Records of one stream, some of them bad."""
         good = self.streams().flatmap(self.cuttings)
@@ -122,6 +126,20 @@ class CodecSuite:
         assert [d.reason for d in one + other] == [None] * len(one + other)
         assert self.joined(one) == self.joined(other)
         assert one[-1].row == other[-1].row
+
+    @inherited
+    @given(data=st.data())
+    def test_the_row_after_every_step_is_the_same_however_the_bytes_were_cut(self, data: st.DataObject) -> None:
+        """Steps and row are a function of the bytes so far: at each place where any cutting has a record's end."""
+        stream = data.draw(self.streams())
+        smallest = self.pieces(stream)
+        ends = np.cumsum([0, *map(len, smallest)]).tolist()
+        decoded = self.alone(smallest)
+        new = bytes(self.make().memory_bytes)
+        at = {end: (self.joined(decoded[:k]), decoded[k - 1].row if k else new) for k, end in enumerate(ends)}
+        records = data.draw(self.cuttings(stream))
+        for k, (end, one) in enumerate(zip(np.cumsum(list(map(len, records))).tolist(), whole := self.alone(records))):
+            assert (self.joined(whole[: k + 1]), one.row) == at[end]
 
     @inherited
     @given(data=st.data())

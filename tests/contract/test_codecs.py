@@ -78,6 +78,10 @@ class TestTensor(CodecSuite):
             lambda at: [self.record(stream[a * size : b * size]) for a, b in zip([0, *at], [*at, len(stream) // size])]
         )
 
+    def pieces(self, stream: bytes) -> list[bytes]:
+        size = self.contract.step_bytes
+        return [self.record(stream[a : a + size]) for a in range(0, len(stream), size)]
+
     def record(self, steps: bytes) -> bytes:
         """Whole steps, one after the other -> the record that holds them."""
         return steps
