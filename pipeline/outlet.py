@@ -136,7 +136,8 @@ class Outlet:
         if lo == hi:
             return Records.none()
         index = answered.index[lo:hi]
-        if hi - lo == share.b - share.a and index[0] == share.a and index[-1] == share.b - 1:
+        # One answer for each record, unless one has several and another none.
+        if hi - lo == share.b - share.a and (hi - lo < 2 or (index[1:] > index[:-1]).all()):
             keys, offsets = poll.keys[share.a : share.b], poll.offsets[share.a : share.b]
             timestamps = poll.timestamps[share.a : share.b]
         else:

@@ -11,6 +11,7 @@ from pipeline.heads.base import NOTHING, Answered, Finished, Head
 from pipeline.heads.classify import ClassifyHead
 from pipeline.heads.generate import GenerateHead
 from pipeline.heads.tensor import TensorHead
+from pipeline.heads.transcribe import TranscribeHead
 
 __all__ = ["HEADS", "NOTHING", "Answered", "Finished", "Head", "make_head"]
 
@@ -18,6 +19,7 @@ HEADS: dict[str, Callable[[Contract, Beside], Head]] = {
     "tensor": TensorHead,
     "classify": ClassifyHead,
     "generate": GenerateHead,
+    "transcribe": TranscribeHead,
 }
 
 

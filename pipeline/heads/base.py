@@ -41,7 +41,9 @@ class Finished:
 
 @dataclass(slots=True)
 class Answered:
-    """``k`` output records. ``index[j]`` says whose: a record of ``Finished``, a stream given to ``fed``; ascending."""
+    """``k`` output records. ``index[j]`` says whose: a record of ``Finished``, a stream given to ``fed``; ascending.
+
+    A record may be answered several times, in the order of the answers."""
 
     index: I64
     values: Values

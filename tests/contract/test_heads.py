@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.columns import Headers
-from pipeline.contract import Output
+from pipeline.contract import Contract, Output
 from pipeline.heads.base import Head
 from pipeline.heads.classify import ClassifyHead
 from pipeline.heads.generate import GenerateHead
 from pipeline.heads.tensor import TensorHead
-from tests.contract.head_suite import HeadSuite
+from pipeline.heads.transcribe import TranscribeHead
+from tests.contract.codec_suite import inherited
+from tests.contract.head_suite import Event, HeadSuite, Moment
 from tests.contracts import tensor_contract, text_contract
 
 
@@ -63,3 +70,64 @@ class TestGenerateBytes(TestGenerate):
 
     contract = text_contract(unit="bytes", head={"max_steps": 12, "end_token": 256}, logits=257)
     bias = np.where(np.isin(np.arange(257), [*b"ab\xc3\xa9\xe2\x82\xac\xff\xed\xa0", 256]), 0.0, -50.0)
+
+
+def transcribing(outputs: Sequence[Output] = (Output("logits", "float32", (5,)),), **settings: Any) -> Contract:
+    return tensor_contract(
+        outputs=outputs,
+        head="transcribe",
+        output="logits",
+        labels=("a", "", " ", "wörd", "b"),
+        settings={"step_s": 0.1, **settings},
+    )
+
+
+class TestTranscribe(HeadSuite):
+    """Utterances that end by silence, by their time and by their text, some within a record."""
+
+    contract = transcribing(silence_s=0.2, longest_s=1.1, max_bytes=16, confidence=True)
+    bias = np.array([0.0, 2.0, 0.0, 0.0, 0.0])
+
+    def make(self) -> Head:
+        return TranscribeHead(self.contract)
+
+    def scripts(self) -> st.SearchStrategy[list[Event]]:
+        record = st.builds(Event, st.lists(st.integers(0, 5), max_size=9).map(tuple))
+        return st.lists(st.one_of(record, record, record, st.just(Event(null=True))), min_size=1, max_size=6)
+
+    @inherited
+    @given(data=st.data())
+    def test_cutting_elsewhere_gives_the_same_row_and_the_same_answers(self, data: st.DataObject) -> None:
+        """After every step the same row, and what is said there is the same wherever it is said."""
+        steps = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+        places = data.draw(st.lists(st.integers(0, len(steps)), max_size=8).map(sorted))
+        cuts = list(zip([0, *places], [*places, len(steps)]))
+        single = self.alone([Event((step,)) for step in steps], b"k")
+        whole = self.alone([Event(tuple(steps[a:b])) for a, b in cuts], b"k")
+        for (a, b), moment in zip(cuts, whole, strict=True):
+            if b:
+                assert (moment.row, moment.model) == (single[b - 1].row, single[b - 1].model)
+            assert finals(moment) == [f for m in single[a:b] for f in finals(m)]
+            for said in partials(moment):
+                before = [p["text"] for m in single[:b] for p in said_by(m)]
+                assert before[-1] == said["text"]
+                if partials(single[b - 1]):
+                    assert partials(single[b - 1]) == [said]
+
+
+class TestTranscribeFinalsOfHalves(TestTranscribe):
+    contract = transcribing(
+        (Output("x", "int64", ()), Output("logits", "float16", (5,))), silence_s=0, partial=False, confidence=True
+    )
+
+
+def said_by(moment: Moment) -> list[dict[str, Any]]:
+    return [json.loads(answer.value) for answer in moment.answers]
+
+
+def finals(moment: Moment) -> list[dict[str, Any]]:
+    return [said for said in said_by(moment) if said["final"]]
+
+
+def partials(moment: Moment) -> list[dict[str, Any]]:
+    return [said for said in said_by(moment) if not said["final"]]
