@@ -137,7 +137,7 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path, capsys: pytest.Ca
     torch.save({**weights, "cell.bias_hh": torch.zeros(3)}, file)
     assert "weight 'cell.bias_hh' has shape [3], the module's has [48]" in fails(capsys, *words)
     torch.save(weights, file)
-    assert "not a checkpoint of `eddy train text`" in fails(
+    assert "not a checkpoint of `eddy train`" in fails(
         capsys, "export", "--checkpoint", file, "--output", tmp_path / "m" / "1"
     )
     assert not (tmp_path / "m").exists()

@@ -1,30 +1,23 @@
-"""The commands `eddy train` and `eddy export`. Nothing here needs torch until a command runs."""
+"""The command `eddy export`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from export.arguments import Commands, need
+from export.tasks import TASKS
+from pipeline.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from export.exporter import Exported
 
-Commands = argparse._SubParsersAction
-TRAIN_EXAMPLES = """examples:
-  eddy train text                                            Python's reference topics, about 10 minutes
-  eddy train text --data book.txt --net gru --units 128 --output runs/book
-  eddy export --checkpoint runs/text/checkpoint.pt --output models/my-text/1
-
-Ctrl-C is safe: the same command goes on after the last finished epoch."""
-EXPORT_EXAMPLES = """examples:
+EXAMPLES = """examples:
   eddy export --checkpoint runs/text/checkpoint.pt --output models/my-text/1
   eddy export mypackage.mymodule:build --checkpoint weights.pt --steps float32[64] --output models/mine/1
   eddy export mymodule:Net --steps float32[40] --head classify --labels yes,no --output models/words/1
@@ -39,52 +32,13 @@ OF_A_MODULE = (
 """What a checkpoint of `eddy train` knows by itself."""
 
 
-def add_train_parser(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Adds ``train`` with its tasks; each sets ``handler``."""
-    train = commands.add_parser(
-        "train",
-        help="train a reference model",
-        description="Train a reference model.",
-        epilog=TRAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    tasks = train.add_subparsers(metavar="TASK", required=True)
-    text = tasks.add_parser(
-        "text",
-        help="a net that goes on with a text",
-        description="Train a net that goes on with a text, by truncated back-propagation with carried state.",
-        epilog=TRAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = text.add_argument
-    add("--data", default="python-topics", metavar="FILE", help="UTF-8 text [python-topics: Python's reference topics]")
-    add("--output", type=Path, default=Path("runs/text"), metavar="DIR", help="checkpoint and curves [runs/text]")
-    add("--fresh", action="store_true", help="begin anew where a checkpoint is")
-    add("--unit", choices=("characters", "bytes"), default="characters", help="what a token is [characters]")
-    add("--net", choices=("lstm", "gru", "elman"), default="lstm", help="recurrent layers [lstm]")
-    _number(text, "--layers", 2, 1, "recurrent layers on top of each other")
-    _number(text, "--units", 256, 1, "units of each layer")
-    _number(text, "--embedding", 64, 1, "width of the tokens' embedding")
-    _number(text, "--dropout", 0.3, 0.0, "share of activations dropped in training")
-    _number(text, "--epochs", 24, 1, "passes over the text")
-    _number(text, "--lanes", 32, 1, "streams trained side by side")
-    _number(text, "--window", 100, 1, "steps that the error goes back")
-    _number(text, "--learning-rate", 3e-3, 0.0, "highest learning rate of AdamW")
-    _number(text, "--weight-decay", 0.01, 0.0, "of AdamW")
-    _number(text, "--clip", 1.0, 0.0, "largest norm of a gradient")
-    _number(text, "--seed", 0, 0, "of weights, dropout and the places where epochs begin")
-    _number(text, "--threads", min(2, os.cpu_count() or 1), 1, "threads that compute; more gain little")
-    add("--json", action="store_true", help="the result as one JSON object")
-    text.set_defaults(handler=_train_text)
-
-
 def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds ``export``; it sets ``handler``."""
     parser = commands.add_parser(
         "export",
         help="PyTorch module to a proven model folder",
         description="Export a PyTorch module to a model folder, and prove that it does the same.",
-        epilog=EXPORT_EXAMPLES,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -130,67 +84,8 @@ def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(handler=_export)
 
 
-def _number(parser: argparse.ArgumentParser, flag: str, default: float, low: float, text: str) -> None:
-    kind = type(default)
-
-    def convert(word: str) -> float:
-        value = kind(word)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{word} is less than {low:g}")
-        return value
-
-    convert.__name__ = kind.__name__
-    parser.add_argument(flag, type=convert, default=default, metavar="N", help=f"{text} [{default:g}]")
-
-
-def _need(command: str, *packages: str) -> None:
-    """Raises ConfigError that names the extra, in place of an ImportError deep inside."""
-    missing = [p for p in packages if find_spec(p) is None]
-    if missing:
-        raise ConfigError(f"eddy {command} needs {' and '.join(missing)}: pip install 'eddy-streams[export]'")
-
-
-def _train_text(args: argparse.Namespace) -> int:
-    _need("train", "torch", "matplotlib")
-    import torch
-
-    from export.nets import TextNetShape
-    from export.text import Alphabet, load_corpus
-    from export.training import CHECKPOINT, Schedule, train_text
-
-    torch.set_num_threads(args.threads)
-    corpus = load_corpus(args.data)
-    alphabet = Alphabet(None) if args.unit == "bytes" else Alphabet.of(corpus.train)
-    shape = TextNetShape(args.net, alphabet.size, args.layers, args.units, args.embedding, args.dropout)
-    schedule = Schedule(
-        epochs=args.epochs,
-        lanes=args.lanes,
-        window=args.window,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        clip=args.clip,
-        seed=args.seed,
-    )
-    progress = train_text(corpus, alphabet, shape, schedule, args.output, resume=not args.fresh)
-    checkpoint = args.output / CHECKPOINT
-    if args.json:
-        result = {
-            "checkpoint": str(checkpoint),
-            "epochs": progress.epoch,
-            "seconds": round(progress.seconds, 1),
-            "cpu_seconds": round(progress.cpu_seconds, 1),
-            "development_bits_per_character": progress.best_bits,
-        }
-        print(json.dumps(result))
-    else:
-        print(f"{progress.epoch} epochs in {progress.seconds:.0f} s, {progress.best_bits:.3f} bits per character")
-        print(f"checkpoint {checkpoint}, curves {args.output / 'loss.png'} and loss.csv")
-        print(f"next: eddy export --checkpoint {checkpoint} --output models/NAME/1")
-    return 0
-
-
 def _export(args: argparse.Namespace) -> int:
-    _need("export", "torch")
+    need("export", "torch")
     command = args.rebuild or shlex.join(["eddy", *sys.argv[1:]])
     if args.module is not None:
         exported = _export_module(args, command)
@@ -204,7 +99,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _export_run(args: argparse.Namespace, command: str) -> Exported:
     from export.exporter import ExportOptions
-    from export.textmodel import export_text
+    from export.training.checkpoint import read_run
 
     for name in OF_A_MODULE:
         if getattr(args, name) not in ("", "auto", "tensor", [], None):
@@ -212,7 +107,10 @@ def _export_run(args: argparse.Namespace, command: str) -> Exported:
             raise ConfigError(f"--{flag} is for a module of your own: name PACKAGE.MODULE:NAME, or leave it out")
     settings = _settings(args.head_setting, "--head-setting")
     options = ExportOptions(tolerance=args.tolerance, max_megabytes=args.max_megabytes)
-    return export_text(args.checkpoint, args.output, command, settings, options)
+    run = read_run(args.checkpoint)
+    if run.task not in TASKS:
+        raise ModelError(f"{run.file}: this Eddy has no task {run.task!r}; it has {', '.join(TASKS)}")
+    return TASKS[run.task].export(run, args.output, command, settings, options)
 
 
 def _export_module(args: argparse.Namespace, command: str) -> Exported:

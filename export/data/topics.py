@@ -9,6 +9,7 @@ import hashlib
 import lzma
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ class Alphabet:
         counts = Counter(text)
         known = sorted(c for c, n in counts.items() if n >= least and c != UNKNOWN)
         return Alphabet((*known, UNKNOWN))
+
+    @staticmethod
+    def read(characters: Sequence[str] | None) -> Alphabet:
+        """As a contract or a checkpoint holds it."""
+        return Alphabet(None if characters is None else tuple(characters))
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Nets that `eddy train` makes: plain modules, with `forward(steps, *states)` and `initial_state(batch)`."""
+"""The net that goes on with a text: an embedding, recurrent layers, one linear layer."""
 
 from __future__ import annotations
 
