@@ -63,3 +63,9 @@ def audio_contract(
     """Codec ``audio``, head ``tensor``."""
     contract = tensor_contract((StepInput("samples", dtype, tuple(shape)),))
     return replace(contract, codec=CodecSpec("audio", settings={"rate": rate} | settings))
+
+
+def video_contract(shape: Sequence[int] = (2, 3, 3), *, dtype: str = "uint8", **settings: Any) -> Contract:
+    """Codec ``video``, head ``tensor``."""
+    contract = tensor_contract((StepInput("pixels", dtype, tuple(shape)),))
+    return replace(contract, codec=CodecSpec("video", settings=settings))

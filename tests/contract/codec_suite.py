@@ -59,6 +59,8 @@ class CodecSuite:
     contract: Contract
     bad: tuple[tuple[str, bytes], ...]
     """Records that fail on a new stream, with their reasons."""
+    idle: tuple[bytes, ...] = (b"",)
+    """Records that make no step and are none the worse for it."""
 
     def make(self) -> Codec:
         raise NotImplementedError
@@ -108,9 +110,10 @@ class CodecSuite:
         codec = self.make()
         assert 0 <= codec.memory_bytes < 4096
         assert codec.step_bytes >= 1
-        steps = codec.decode([b""], np.array([1]), np.zeros((2, codec.memory_bytes), np.uint8))
-        assert steps.counts.tolist() == [0]
-        assert not steps.failed
+        for record in self.idle:
+            steps = codec.decode([record], np.array([1]), np.zeros((2, codec.memory_bytes), np.uint8))
+            assert steps.counts.tolist() == [0]
+            assert not steps.failed
 
     def test_a_poll_without_records_has_no_steps(self) -> None:
         codec = self.make()
