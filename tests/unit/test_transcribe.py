@@ -1,0 +1,183 @@
+"""What the head ``transcribe`` answers, step by step, and which contracts it takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.columns import U8
+from pipeline.contract import Contract, HeadSpec, Output
+from pipeline.errors import ContractError
+from pipeline.heads import make_head
+from pipeline.heads.base import Finished
+from pipeline.heads.transcribe import TranscribeHead
+from tests.contracts import tensor_contract
+
+LABELS = ("", *"abcdefghijklmnopqrstuvwxyz", " ", "ß", '"')
+
+
+def contract(labels: Sequence[str] = LABELS, **settings: Any) -> Contract:
+    """Steps of 0.1 s; utterances end after 0.3 s of silence."""
+    return tensor_contract(
+        outputs=(Output("logits", "float32", (len(labels),)),),
+        head="transcribe",
+        labels=labels,
+        settings={"step_s": 0.1, "silence_s": 0.3, **settings},
+    )
+
+
+class Talk:
+    """One stream. ``hear("aa_b")``: the likeliest label of each step, ``_`` the blank, in one record."""
+
+    def __init__(self, labels: Sequence[str] = LABELS, **settings: Any) -> None:
+        self._labels = labels
+        self._head = TranscribeHead(contract(labels, **settings))
+        self.memory: U8 = np.zeros((3, self._head.memory_bytes), np.uint8)
+
+    def hear(self, *records: str | None) -> list[list[dict[str, Any]]]:
+        """The answers to each record, all in one poll; None ends the stream."""
+        labels = ["" if c == "_" else c for record in records for c in record or ""]
+        logits = np.zeros((len(labels), len(self._labels)), np.float32)
+        logits[range(len(labels)), [self._labels.index(label) for label in labels]] = 5.0
+        n = len(records)
+        at = np.arange(n)
+        counts = np.array([len(record or "") for record in records])
+        ended = np.array([record is None for record in records])
+        answered = self._head.answer(
+            Finished(np.full(n, 1), counts, [b"k"] * n, at, at, None, (logits,), ended), self.memory
+        )
+        out: list[list[dict[str, Any]]] = [[] for _ in records]
+        assert isinstance(answered.values, list)
+        for i, value in zip(answered.index.tolist(), answered.values, strict=True):
+            out[i].append(json.loads(value or b""))
+        return out
+
+
+def said(text: str, start_s: float, end_s: float, final: bool = False) -> dict[str, Any]:
+    return {"text": text, "final": final, "start_s": start_s, "end_s": end_s}
+
+
+def test_repeats_and_blanks_are_taken_out_and_a_record_that_adds_nothing_is_not_answered() -> None:
+    talk = Talk()
+    assert talk.hear("__hh_", "h", "h", "_", "eh", "hh") == [
+        [said("h", 0.2, 0.4)],
+        [said("hh", 0.2, 0.6)],
+        [],
+        [],
+        [said("hheh", 0.2, 1.0)],
+        [],
+    ]
+
+
+def test_silence_after_speech_ends_an_utterance_and_before_it_says_nothing() -> None:
+    talk = Talk()
+    assert talk.hear("_" * 50) == [[]]
+    assert talk.hear("hi__", "_", "____", "yo") == [
+        [said("hi", 5.0, 5.2)],
+        [said("hi", 5.0, 5.2, final=True)],
+        [],
+        [said("yo", 5.9, 6.1)],
+    ]
+
+
+def test_a_record_with_several_end_points_is_answered_several_times() -> None:
+    assert Talk().hear("a___b___c") == [
+        [said("a", 0.0, 0.1, final=True), said("b", 0.4, 0.5, final=True), said("c", 0.8, 0.9)]
+    ]
+    assert Talk(partial=False).hear("a___b__", "_c") == [
+        [said("a", 0.0, 0.1, final=True)],
+        [said("b", 0.4, 0.5, final=True)],
+    ]
+
+
+def test_a_stream_that_ends_says_its_last_word() -> None:
+    talk = Talk()
+    assert talk.hear("ab", None) == [[said("ab", 0.0, 0.2)], [said("ab", 0.0, 0.2, final=True)]]
+    assert Talk().hear("___", None) == [[], []]
+    assert Talk().hear("a___", None) == [[said("a", 0.0, 0.1, final=True)], []]
+
+
+def test_an_utterance_has_a_longest_time() -> None:
+    """Its last step counts, what follows is the next one's, and a character that sounds on is not said again."""
+    assert Talk(longest_s=0.4).hear("_abbc", "ccd") == [
+        [said("abc", 0.1, 0.5, final=True)],
+        [said("d", 0.7, 0.8)],
+    ]
+    # The end falls into a record in which nothing begins.
+    assert Talk(longest_s=0.4, silence_s=9).hear("ab", "_", "_") == [
+        [said("ab", 0.0, 0.2)],
+        [],
+        [said("ab", 0.0, 0.2, final=True)],
+    ]
+
+
+def test_an_utterance_has_a_longest_text() -> None:
+    """It ends while every label there is still fits, so that the row holds it."""
+    (answers,) = Talk(max_bytes=16).hear("abcdefghijklmnßuvw")
+    assert [(a["text"], a["final"]) for a in answers] == [("abcdefghijklmnß", True), ("uvw", False)]
+    assert [len(a["text"].encode()) for a in answers] == [16, 3]
+
+
+def test_spaces_around_a_text_are_not_shown_and_are_silence() -> None:
+    assert Talk().hear("  a b", " ", " __") == [
+        [said("a b", 0.2, 0.5)],
+        [],
+        [said("a b", 0.2, 0.5, final=True)],
+    ]
+
+
+def test_text_is_written_as_json() -> None:
+    assert Talk().hear('ß"')[0][0]["text"] == 'ß"'
+
+
+def test_confidence_is_the_mean_probability_of_the_characters() -> None:
+    (answer,) = Talk(confidence=True).hear("ab_")[0]
+    assert answer["confidence"] == round(math.exp(5) / (math.exp(5) + len(LABELS) - 1), 4)
+
+
+def test_no_text_is_left_in_the_row_after_an_end_point() -> None:
+    talk, other = Talk(), Talk()
+    talk.hear("abc____")
+    other.hear("__d____")
+    assert talk.memory[1].tobytes() == other.memory[1].tobytes()
+    assert talk.memory[[0, 2]].any() == np.False_
+
+
+@pytest.mark.parametrize(
+    ("contract", "message"),
+    [
+        (contract(step_s=0), "setting 'step_s' is 0: expected a number from 0.0001 to 60"),
+        (contract(step_s=None), "setting 'step_s' is None: expected a number from 0.0001 to 60"),
+        (contract(max_bytes=5), "setting 'max_bytes' is 5: expected a whole number from 16 to 2000"),
+        (contract(silence_s=True), "setting 'silence_s' is True: expected a number from 0 to 3600"),
+        (contract(partial=1), "setting 'partial' is 1: expected true or false"),
+        (contract(blank=0), "unknown setting 'blank'"),
+        (contract(labels="abc"), "0 of the labels are empty: exactly one must be, the blank"),
+        (contract(labels=("", "a", "")), "2 of the labels are empty: exactly one must be, the blank"),
+        (contract(labels=("", "a", "a")), "label 'a' is given twice"),
+        (contract(labels=("", "x" * 9), max_bytes=16), "a label has 9 bytes, more than half of max_bytes, 16"),
+        (contract(labels=("", "\ud800")), "label '\\ud800' is no text"),
+        (
+            replace(contract(), outputs=(Output("y", "float32", (3,)),)),
+            f"{len(LABELS)} labels for an output of 3 classes: they must be as many",
+        ),
+        (replace(contract(), head=HeadSpec("transcribe", labels=LABELS)), "setting 'step_s' is missing"),
+    ],
+)
+def test_contracts_that_do_not_fit_are_refused(contract: Contract, message: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        TranscribeHead(contract)
+    assert message in str(caught.value)
+
+
+def test_the_contract_says_how_large_the_row_is() -> None:
+    size = TranscribeHead(contract()).memory_bytes
+    assert make_head(replace(contract(), head=replace(contract().head, memory_bytes=size))).choices == "outputs"
+    with pytest.raises(ContractError, match=f"head transcribe keeps {size} bytes of a stream, the contract says 0"):
+        make_head(contract())
