@@ -39,6 +39,13 @@ models: $(VENV)/.everything ## Train and export the shipped models again (about 
 bench: $(VENV)/.everything ## Measure the worker beside raw onnxruntime and a hand-batched loop
 	$(BIN)/python -m tests.benchmarks
 
+constraints: ## Write the versions that the image installs, from what serving needs today
+	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet .
+	{ echo "# What the image installs; written by make constraints."; \
+	  build/constraints/bin/python -m pip freeze --exclude eddy-streams; } > deploy/constraints.txt
+	@rm -rf build/constraints
+
 broker: $(VENV)/.serving ## Start a Kafka for development
 	@$(BIN)/eddy broker start
 

@@ -1,4 +1,4 @@
-"""Models that behave badly on purpose: one that fails on a value, one that is slow."""
+"""Models that behave badly on purpose: one that fails on a value, one that is slow; and one that listens."""
 
 from __future__ import annotations
 
@@ -74,7 +74,6 @@ def slow_tensor(folder: Path, products: int, seed: int = 0) -> Path:
         ],
         [numpy_helper.from_array(a, name) for name, a in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     contract = Contract(
         name="slow-tensor",
         model_version="1",
@@ -86,7 +85,45 @@ def slow_tensor(folder: Path, products: int, seed: int = 0) -> Path:
         time_axis=0,
         batch_axis=1,
     )
-    write_contract(model, fit_memory(contract), "slow-tensor")
+    return _save(graph, contract, folder)
+
+
+def loudness(folder: Path) -> Path:
+    """Audio at 8 kHz in hops of 240 samples; output y float32 ``[T, B, 1]``, a hop's loudest sample; state h float32
+    ``[B, 1]`` that stays as it is."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Abs", ["x"], ["loud"]),
+            helper.make_node("ReduceMax", ["loud"], ["y"], axes=[2], keepdims=1),
+            helper.make_node("Identity", ["h"], ["h_next"]),
+        ],
+        "loudness",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "B", 240]),
+            helper.make_tensor_value_info("h", TensorProto.FLOAT, ["B", 1]),
+        ],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["T", "B", 1]),
+            helper.make_tensor_value_info("h_next", TensorProto.FLOAT, ["B", 1]),
+        ],
+    )
+    contract = Contract(
+        name="loudness",
+        model_version="1",
+        steps=(StepInput("x", "float32", (240,)),),
+        states=(State("h", "h_next", "float32", (1, 1), 0),),
+        outputs=(Output("y", "float32", (1,)),),
+        codec=CodecSpec("audio", settings={"rate": 8000}),
+        head=HeadSpec("tensor"),
+        time_axis=0,
+        batch_axis=1,
+    )
+    return _save(graph, contract, folder)
+
+
+def _save(graph: onnx.GraphProto, contract: Contract, folder: Path) -> Path:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    write_contract(model, fit_memory(contract), contract.name)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.onnx"
     onnx.save(model, str(file))
