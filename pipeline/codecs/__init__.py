@@ -6,18 +6,27 @@ from collections.abc import Callable
 
 from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs.audio import AudioCodec
-from pipeline.codecs.base import Codec, Steps
+from pipeline.codecs.base import AheadCodec, Codec, Steps
 from pipeline.codecs.tensor import TensorCodec
 from pipeline.codecs.text import TextCodec
+from pipeline.codecs.tokens import TokenCodec
+from pipeline.codecs.video import video_codec
 from pipeline.contract import Contract
 from pipeline.errors import ContractError
 
-__all__ = ["CODECS", "Codec", "Steps", "make_codec"]
+__all__ = ["CODECS", "AheadCodec", "Codec", "Steps", "make_codec"]
+
+
+def _text(contract: Contract, beside: Beside) -> Codec:
+    by_tokens = contract.codec.settings.get("unit") == "tokens"
+    return TokenCodec(contract, beside) if by_tokens else TextCodec(contract, beside)
+
 
 CODECS: dict[str, Callable[[Contract, Beside], Codec]] = {
     "tensor": TensorCodec,
-    "text": TextCodec,
+    "text": _text,
     "audio": AudioCodec,
+    "video": video_codec,
 }
 
 

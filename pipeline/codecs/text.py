@@ -1,4 +1,5 @@
 """Codec ``text``: UTF-8, cut anywhere, to tokens; one step is a character of the vocabulary, or a byte.
+(Of tokens that a tokenizer makes: ``tokens.py``.)
 
 A character that is unfinished at a record's end waits in the row, for both units: so a record that turns out to be no
 UTF-8 has had no effect. What fails takes with it the bytes that waited for it, and the stream goes on with its next
@@ -7,7 +8,6 @@ record. Records of ASCII only, of streams in which nothing waits, are looked up 
 
 from __future__ import annotations
 
-from codecs import utf_8_decode
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs.base import Codec, Steps
 from pipeline.codecs.settings import Settings, is_integer, is_text
+from pipeline.codecs.utf8 import dropped, whole_characters
 from pipeline.columns import I64, U8, AnyArray
 from pipeline.contract import Contract
 from pipeline.errors import RecordError
@@ -41,7 +42,7 @@ class Vocabulary:
         """As the contract's ``text`` codec sets it: ``{"unit": "characters", "vocabulary": [...], "unknown": null}``
         or ``{"unit": "bytes"}``. Raises ContractError."""
         settings = Settings(contract, "codec")
-        unit = settings.take("unit", None, "'characters' or 'bytes'", lambda v: v in ("characters", "bytes"))
+        unit = settings.take("unit", None, "'characters', 'bytes' or 'tokens'", lambda v: v in ("characters", "bytes"))
         if unit == "bytes":
             settings.finish()
             return Vocabulary(None)
@@ -141,19 +142,12 @@ class TextCodec(Codec):
 
     def _decode_one(self, held: bytes, value: bytes) -> tuple[str | bytes, bytes]:
         """What became whole, and the unfinished rest. Raises RecordError."""
-        data = held + value
-        try:
-            text, used = utf_8_decode(data, "strict", False)
-        except UnicodeDecodeError as error:
-            raise _invalid(data, error.start, error.reason, held) from None
-        if b"\xed\xa0" <= data[used:] <= b"\xed\xbf":
-            # Python's decoder waits for the third byte of a surrogate, which is none of UTF-8 whatever it is.
-            raise _invalid(data, used, "invalid continuation byte", held)
+        text, rest, used = whole_characters(held, value)
         if not self._by_character:
-            return data[:used], data[used:]
+            return (held + value)[:used], rest
         if self._unknown is None and not self._known.issuperset(text):
             raise self._stranger(text, held)
-        return text, data[used:]
+        return text, rest
 
     def _without_strangers(
         self, tokens: AnyArray, values: list[bytes], counts: I64, failed: dict[int, RecordError]
@@ -172,7 +166,7 @@ class TextCodec(Codec):
         return RecordError(
             "vocabulary",
             f"character {text[at]!r} (U+{ord(text[at]):04X}, character {at} of the record) is not among the model's"
-            f" {len(self._known)}, and it has no token for others{_dropped(held)}",
+            f" {len(self._known)}, and it has no token for others{dropped(held)}",
         )
 
 
@@ -192,14 +186,3 @@ def _are_characters(value: Any) -> bool:
         and all(is_text(c) and len(c) == 1 for c in value)
         and len(set(value)) == len(value)
     )
-
-
-def _invalid(data: bytes, at: int, why: str, held: bytes) -> RecordError:
-    # Four bytes: what is wrong may be any byte of a character.
-    shown = data[at : at + 4].hex(" ")
-    where = f"position {at - len(held)} of the record" if at >= len(held) else "position 0 of the record and before"
-    return RecordError("utf-8", f"no UTF-8 at {where}: bytes {shown} ({why}){_dropped(held)}")
-
-
-def _dropped(held: bytes) -> str:
-    return f"; dropped with it: bytes {held.hex(' ')}, held from an earlier record" if held else ""

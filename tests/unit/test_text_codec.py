@@ -135,9 +135,9 @@ def test_tokens_have_the_models_dtype(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "setting 'unit' is missing: expected 'characters' or 'bytes'"),
-        ({"unit": "words"}, "setting 'unit' is 'words': expected 'characters' or 'bytes'"),
-        ({"unit": ["bytes"]}, "setting 'unit' is ['bytes']: expected 'characters' or 'bytes'"),
+        ({}, "setting 'unit' is missing: expected 'characters', 'bytes' or 'tokens'"),
+        ({"unit": "words"}, "setting 'unit' is 'words': expected 'characters', 'bytes' or 'tokens'"),
+        ({"unit": ["bytes"]}, "setting 'unit' is ['bytes']: expected 'characters', 'bytes' or 'tokens'"),
         ({"unit": "bytes", "vocabulary": ["a"]}, "unknown setting 'vocabulary' (there are: unit)"),
         ({"unit": "characters"}, "setting 'vocabulary' is missing: expected a list of different characters"),
         ({"unit": "characters", "vocabulary": []}, "setting 'vocabulary' is []"),
