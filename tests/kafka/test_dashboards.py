@@ -96,8 +96,12 @@ def test_panels_and_rules_ask_for_what_is_there_and_moves(watched: Prometheus) -
     eventually(lambda: all(rule["health"] != "unknown" for rule in watched.rules()), 30, "all rules were evaluated")
     bad = [f"{rule['name']}: {rule.get('lastError')}" for rule in watched.rules() if rule["health"] != "ok"]
     assert not bad, "\n".join(bad)
-    (down,) = (rule for rule in watched.rules() if rule["name"] == "EddyWorkerDown")
-    assert down["state"] in ("pending", "firing"), "a killed worker is noticed"
+
+    def noticed() -> bool:
+        (down,) = (rule for rule in watched.rules() if rule["name"] == "EddyWorkerDown")
+        return down["state"] in ("pending", "firing")
+
+    eventually(noticed, 30, "the killed worker is noticed")
 
 
 def lacks(it: Prometheus, expression: str) -> Iterator[str]:
