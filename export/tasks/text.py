@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 GENERATE = {"max_steps": 200, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "stop": [], "end_token": None}
 """The head's settings where a prompt's headers say nothing else."""
 
-NAMES = {"elman": "Elman", "lstm": "LSTM", "gru": "GRU"}
+NAMES = {"elman": "Elman", "lstm": "LSTM", "gru": "GRU", "mingru": "minGRU"}
 
 
 class TextTask(Task):
@@ -36,10 +37,20 @@ class TextTask(Task):
         add("--data", default="python-topics", metavar="FILE", help=text)
         add("--unit", choices=("characters", "bytes"), default="characters", help="what a token is [characters]")
         add("--net", choices=tuple(NAMES), default="lstm", help="recurrent layers [lstm]")
-        number(parser, "--layers", 2, 1, "recurrent layers on top of each other")
+        number(parser, "--layers", 2, 1, "recurrent layers")
         number(parser, "--units", 256, 1, "units of each layer")
         number(parser, "--embedding", 64, 1, "width of the tokens' embedding")
         number(parser, "--dropout", 0.3, 0.0, "share of activations dropped in training")
+        text = "each layer sees the one below it, or the input and all below it [stacked]"
+        add("--connect", choices=("stacked", "dense"), default="stacked", help=text)
+        text = "of Elman layers [tanh]"
+        add("--activation", choices=("tanh", "sigmoid", "relu", "identity"), default="tanh", help=text)
+        text = "of Elman layers' recurrent weights [uniform]"
+        add("--start", choices=("uniform", "orthogonal", "identity"), default="uniform", help=text)
+        number(parser, "--memory", 0, 0, "steps that gates are set to keep at first, 0: as they come")
+        add("--residual", action="store_true", help="each layer adds to what the one below gave")
+        add("--norm", action="store_true", help="layer normalisation of what each layer sees")
+        add("--learned-start", action="store_true", dest="learned", help="learn the initial state, instead of zero")
         number(parser, "--lanes", 32, 1, "streams trained side by side")
         number(parser, "--window", 100, 1, "steps that the error goes back")
 
@@ -50,7 +61,8 @@ class TextTask(Task):
 
         corpus = load_corpus(args.data)
         alphabet = Alphabet(None) if args.unit == "bytes" else Alphabet.of(corpus.train)
-        shape = TextNetShape(args.net, alphabet.size, args.layers, args.units, args.embedding, args.dropout)
+        given = {f.name: getattr(args, f.name) for f in fields(TextNetShape) if f.name not in ("kind", "vocabulary")}
+        shape = TextNetShape(args.net, alphabet.size, **given)
         return TextProblem(corpus, alphabet, shape, lanes=args.lanes, window=args.window)
 
     def served(self, run: Run) -> Served:
@@ -96,7 +108,8 @@ def _card(run: Run, weights: int) -> Any:
     settings, schedule, progress, described = run.settings, run.schedule, run.progress, run.described
     shape = settings["shape"]
     unit = "byte" if settings["alphabet"] is None else "character"
-    layers = f"{shape['layers']} {NAMES[shape['kind']]} layer{'s' * (shape['layers'] > 1)} of {shape['units']} units"
+    kind = f"{'densely connected ' * (shape['connect'] == 'dense')}{NAMES[shape['kind']]}"
+    layers = f"{shape['layers']} {kind} layer{'s' * (shape['layers'] > 1)} of {shape['units']} units"
     train, develop, held_out = described["characters"]
     return CardText(
         summary=(

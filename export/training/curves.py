@@ -11,12 +11,8 @@ from export.training.checkpoint import Point
 GRADIENT = ("gradient norm, mean", "gradient norm, largest")
 
 
-def write_curves(folder: Path, curve: Sequence[Point], unit: str, score_unit: str) -> None:
-    """``loss.csv`` and ``loss.png`` in ``folder``, replacing those of the epoch before.
-
-    Above, loss and development score over epochs (on axes of their own where their units differ); below, the mean and
-    the largest norm of the gradient before clipping.
-    """
+def write_numbers(folder: Path, curve: Sequence[Point], unit: str, score_unit: str) -> None:
+    """``loss.csv`` in ``folder``, replacing that of the epoch before."""
     extras = list(curve[0].extras) if curve else []
     with (folder / "loss.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -25,6 +21,13 @@ def write_curves(folder: Path, curve: Sequence[Point], unit: str, score_unit: st
             numbers = (p.train, p.develop, p.gradient, p.gradient_max, *(p.extras[name] for name in extras))
             rows.writerow([p.epoch, f"{p.seconds:.1f}", *(f"{x:.5f}" for x in numbers)])
 
+
+def draw_curves(folder: Path, curve: Sequence[Point], unit: str, score_unit: str) -> None:
+    """``loss.png`` in ``folder``, replacing the older one.
+
+    Above, loss and development score over epochs (on axes of their own where their units differ); below, the mean and
+    the largest norm of the gradient before clipping.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

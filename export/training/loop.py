@@ -23,13 +23,15 @@ from tqdm import tqdm
 
 from export.training.average import Average
 from export.training.checkpoint import CHECKPOINT, Point, Progress, restore, save
-from export.training.curves import write_curves
+from export.training.curves import draw_curves, write_numbers
 from export.training.schedule import Schedule, learning_rate
 from pipeline.errors import ConfigError, ModelError
 
 Batch = TypeVar("Batch")
 Batch_co = TypeVar("Batch_co", covariant=True)
 BAR = "{desc}: {percentage:3.0f}%|{bar}| epoch {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
+DRAW_EVERY_S = 10
+"""A picture takes half a second, and an epoch of a small net may take less."""
 
 
 class Batches(Protocol[Batch_co]):
@@ -117,7 +119,7 @@ def fit(problem: Problem[Batch], schedule: Schedule, folder: Path, *, resume: bo
     optimiser = torch.optim.AdamW(net.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
     average = Average(net, schedule.ema) if schedule.ema else None
     moving: dict[str, Any] = {"model": net, "optimiser": optimiser} | ({"average": average.model} if average else {})
-    progress = Progress()
+    progress, drawn = Progress(), time.monotonic()
     if resume and file.exists():
         progress, saved = restore(file, identity)
         for name, part in moving.items():
@@ -145,8 +147,12 @@ def fit(problem: Problem[Batch], schedule: Schedule, folder: Path, *, resume: bo
             if score.value < progress.best_score:
                 progress.best_score, progress.best_epoch, progress.best = score.value, progress.epoch, weights
             save(file, identity, described, {name: part.state_dict() for name, part in moving.items()}, progress)
-            write_curves(folder, progress.curve, problem.unit, problem.score_unit)
+            write_numbers(folder, progress.curve, problem.unit, problem.score_unit)
+            if time.monotonic() - drawn > DRAW_EVERY_S:
+                draw_curves(folder, progress.curve, problem.unit, problem.score_unit)
+                drawn = time.monotonic()
             _say(bar, problem, schedule, progress.curve[-1])
+    draw_curves(folder, progress.curve, problem.unit, problem.score_unit)
     return progress
 
 

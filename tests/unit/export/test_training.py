@@ -42,7 +42,7 @@ def book(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "elman"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "elman", "mingru"])
 def test_it_learns(tmp_path: Path, book: Path, kind: str) -> None:
     corpus = text_file(book)
     alphabet = Alphabet.of(corpus.train)
