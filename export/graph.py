@@ -65,7 +65,7 @@ def to_onnx(of: Subject, layout: Layout, contract: Contract) -> Traced:
     outputs = [o.name for o in contract.outputs] + [s.output for s in contract.states]
     lead = {contract.batch_axis: "B"} | ({} if contract.time_axis is None else {contract.time_axis: "T"})
     axes = dict.fromkeys([s.name for s in contract.steps] + [o.name for o in contract.outputs], lead)
-    axes |= {name: {s.batch_axis: "B"} for s in contract.states for name in (s.input, s.output)}
+    axes |= {name: {s.batch_axis or 0: "B"} for s in contract.states for name in (s.input, s.output)}
     try:
         with TemporaryDirectory() as folder, _quiet() as frozen, _no_stdout(), torch.no_grad():
             file = str(Path(folder) / "model.onnx")

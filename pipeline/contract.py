@@ -56,13 +56,25 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """An input that is the same for every call (a sample rate, say)."""
+    """An input that stays the same: for every call (a sample rate, say), or for a whole stream (a speaker's number).
+
+    With ``header`` it is a stream's own: ``header`` names the record header that has it, ``value`` is what a stream
+    gets that never names one (none: its records are dead letters until one does), ``shape`` has 1 at ``batch_axis``.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     value: tuple[float | int | bool, ...]
     """Flat, row-major."""
+    header: str | None = None
+    batch_axis: int | None = None
+    """None: a model of one stream a call may take it without a batch axis."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one stream's value."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     def array(self) -> NDArray[Any]:
         return np.array(self.value, self.dtype).reshape(self.shape)
@@ -70,13 +82,14 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One tensor that a stream carries from step to step. ``shape`` has 1 at ``batch_axis``."""
+    """One tensor that a stream carries from step to step. ``shape`` has 1 at ``batch_axis``; None, for a model of one
+    stream a call: it has no batch axis, ``shape`` is one stream's."""
 
     input: str
     output: str
     dtype: str
     shape: tuple[int, ...]
-    batch_axis: int
+    batch_axis: int | None
     initial: tuple[float | int | bool, ...] | None = None
     """Flat, row-major; None is zeros."""
 
@@ -90,7 +103,7 @@ class State:
         if self.initial is None:
             return np.zeros(self.size, self.dtype)
         whole = np.array(self.initial, self.dtype).reshape(self.shape)
-        return np.moveaxis(whole, self.batch_axis, 0).reshape(-1)
+        return np.moveaxis(whole, self.batch_axis or 0, 0).reshape(-1) if whole.ndim else whole.reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +156,16 @@ class Contract:
     """``batched``, or ``single`` where one stream's result would depend on its neighbours."""
     constants: tuple[Constant, ...] = ()
 
+    @cached_property
+    def stream_constants(self) -> tuple[Constant, ...]:
+        """Those that are a stream's own."""
+        return tuple(c for c in self.constants if c.header is not None)
+
+    @cached_property
+    def given_bytes(self) -> int:
+        """What the row keeps of a stream's own constants: whether it has them, and their bytes."""
+        return 1 + sum(c.nbytes for c in self.stream_constants) if self.stream_constants else 0
+
     @property
     def label(self) -> str:
         """``name/version``: the ``eddy-model`` header and the metrics' label."""
@@ -151,11 +174,13 @@ class Contract:
     @cached_property
     def digest(self) -> bytes:
         """Eight bytes that change when a snapshot of one model cannot be read by another: the state schema."""
-        schema = {
+        schema: dict[str, list[Any]] = {
             "states": [[s.input, s.dtype, list(s.shape), s.batch_axis] for s in self.states],
             "codec": [self.codec.kind, self.codec.memory_bytes],
             "head": [self.head.kind, self.head.memory_bytes],
         }
+        if self.stream_constants:
+            schema["constants"] = [[c.name, c.dtype, list(c.shape)] for c in self.stream_constants]
         return hashlib.sha256(json.dumps(schema, separators=(",", ":")).encode()).digest()[:8]
 
     @cached_property
@@ -191,6 +216,7 @@ class Contract:
                 "batching": self.batching,
                 "constants": [
                     {"name": c.name, "dtype": c.dtype, "shape": list(c.shape), "value": list(c.value)}
+                    | ({} if c.header is None else {"header": c.header, "batch_axis": c.batch_axis})
                     for c in self.constants
                 ],
                 "states": [
@@ -253,6 +279,13 @@ class Contract:
             if not condition:
                 raise ContractError(f"{where}: {message}")
 
+        def one_stream(what: str, shape: tuple[int, ...], axis: int | None) -> None:
+            if axis is None:
+                need(self.batching == "single", f"{what}: batch axis null: only where batching is single")
+                return
+            need(0 <= axis < len(shape), f"{what}: batch axis {axis} of shape {list(shape)}")
+            need(shape[axis] == 1, f"{what}: shape {list(shape)} must have 1 at its batch axis {axis}")
+
         need(bool(self.steps), "no step inputs: a model needs at least one")
         need(bool(self.outputs), "no outputs: a model needs at least one")
         need(
@@ -268,19 +301,16 @@ class Contract:
             need(dtype in DTYPES, f"{label}: dtype {dtype!r} is none of {', '.join(DTYPES)}")
             need(all(d > 0 for d in shape), f"{label}: shape {list(shape)} must be fixed and positive")
         for c in self.constants:
+            count = int(np.prod(c.shape, dtype=np.int64))
             need(
-                len(c.value) == int(np.prod(c.shape, dtype=np.int64)),
+                len(c.value) == count or (c.header is not None and not c.value),
                 f"constant {c.name}: {len(c.value)} values for shape {list(c.shape)}",
             )
+            need(c.header is None or bool(c.header), f"constant {c.name}: the header's name is empty")
+            if c.header is not None:
+                one_stream(f"constant {c.name}", c.shape, c.batch_axis)
         for s in self.states:
-            need(
-                0 <= s.batch_axis < len(s.shape),
-                f"state {s.input}: batch axis {s.batch_axis} of shape {list(s.shape)}",
-            )
-            need(
-                s.shape[s.batch_axis] == 1,
-                f"state {s.input}: shape {list(s.shape)} must have 1 at its batch axis {s.batch_axis}",
-            )
+            one_stream(f"state {s.input}", s.shape, s.batch_axis)
             need(
                 s.initial is None or len(s.initial) == s.size,
                 f"state {s.input}: {len(s.initial or ())} initial values for shape {list(s.shape)}",
@@ -327,7 +357,7 @@ def _read(raw: dict[str, Any], where: str) -> Contract:
                 take(i, "output", str, p),
                 take(i, "dtype", str, p),
                 shape(i, p),
-                take(i, "batch_axis", int, p),
+                take(i, "batch_axis", (int, none), p),
                 None if i.get("initial") is None else tuple(take(i, "initial", list, p)),
             )
             for i, p in each("states")
@@ -336,7 +366,14 @@ def _read(raw: dict[str, Any], where: str) -> Contract:
             Output(take(i, "name", str, p), take(i, "dtype", str, p), shape(i, p)) for i, p in each("outputs")
         ),
         constants=tuple(
-            Constant(take(i, "name", str, p), take(i, "dtype", str, p), shape(i, p), tuple(take(i, "value", list, p)))
+            Constant(
+                take(i, "name", str, p),
+                take(i, "dtype", str, p),
+                shape(i, p),
+                tuple(take(i, "value", list, p)),
+                take(i, "header", (str, none), p) if "header" in i else None,
+                take(i, "batch_axis", (int, none), p) if "batch_axis" in i else None,
+            )
             for i, p in each("constants")
         ),
         codec=CodecSpec(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.codecs import Codec
+from pipeline.codecs.given import Given
 from pipeline.columns import I64, AnyArray, Bools, Headers, Segment
 from pipeline.contract import Contract
 from pipeline.engine import Engine
@@ -50,6 +51,7 @@ class Intake:
         self._contract, self._codec, self._head, self._engine = contract, codec, head, engine
         self._slots, self._limits = slots, limits
         self._record_bytes_max = record_bytes_max
+        self._given = Given(contract) if contract.stream_constants else None
         self.poison: dict[tuple[int, int], str] = {}
         """(partition, offset) of records whose own run failed, and how (X11)."""
 
@@ -218,6 +220,7 @@ class Intake:
         ended = np.zeros(len(keys), np.bool_)
         ended[[at + i for t, at in zip(taken, starts) for i in t.ended]] = True
         nulls = [i for i, v in enumerate(values) if v is None] if None in values else []
+        self._take_given(keys, values, slots, headers, failed)
         counts, columns = self._decode(keys, values, slots, failed, nulls)
         if self._head.generates:
             self._slots.busy[slots] = True
@@ -232,7 +235,9 @@ class Intake:
         kept, n_kept = self._kept(counts, len(fed))
         advanced = self._advance(shares, slots, offsets, ended, fed)
         calls = plan(record_slots, self._limits, self._engine.threads)
-        run = self._engine.prepare(calls, columns, steps + len(fed), self._slots.fresh, kept, n_kept, advanced)
+        run = self._engine.prepare(
+            calls, columns, steps + len(fed), self._slots.fresh, kept, n_kept, advanced, self._slots.given
+        )
         # A stream without a step yet (half a character, a dead letter) has no row either: it gets the initial one.
         untouched = advanced[self._slots.fresh[advanced]]
         if len(untouched):
@@ -255,6 +260,23 @@ class Intake:
             run,
         )
 
+    def _take_given(
+        self,
+        keys: list[bytes | None],
+        values: list[bytes | None],
+        slots: I64,
+        headers: list[Headers] | None,
+        failed: dict[int, tuple[RecordError, bytes | None, bytes | None]],
+    ) -> None:
+        """Streams' own constants, from the headers of records that are served; adds to ``failed``."""
+        if self._given is None:
+            return
+        good = np.array([i for i, v in enumerate(values) if v is not None and i not in failed], np.int64)
+        own = [headers[i] for i in good.tolist()] if headers is not None else None
+        for j, error in self._given.take(own, slots[good], self._slots.given).items():
+            i = int(good[j])
+            failed[i] = (error, keys[i], values[i])
+
     def _decode(
         self,
         keys: list[bytes | None],
@@ -264,7 +286,7 @@ class Intake:
         nulls: list[int],
     ) -> tuple[I64, tuple[AnyArray, ...]]:
         """Counts of all records and the columns of their steps; adds to ``failed``."""
-        memory = self._slots.codec
+        memory = self._slots.codec_memory
         if not values:
             return np.empty(0, np.int64), tuple(np.empty((0, *s.shape), s.dtype) for s in self._contract.steps)
         if not failed and not nulls:

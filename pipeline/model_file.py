@@ -48,6 +48,7 @@ def read_contract(model: onnx.ModelProto, where: str) -> Contract:
             return contract
     raise ContractError(
         f"{where}: no contract in the model's metadata ({METADATA_KEY}); write one with `eddy export` (from PyTorch)"
+        " or `eddy adopt` (from an ONNX file)"
     )
 
 
@@ -95,7 +96,13 @@ def check_graph(contract: Contract, model: onnx.ModelProto, where: str) -> None:
     for s in contract.steps:
         check(inputs, "step input", s.name, s.dtype, [None] * lead + list(s.shape))
     for c in contract.constants:
-        check(inputs, "constant input", c.name, c.dtype, list(c.shape))
+        check(
+            inputs,
+            "constant input",
+            c.name,
+            c.dtype,
+            [None if c.header is not None and i == c.batch_axis else d for i, d in enumerate(c.shape)],
+        )
     for st in contract.states:
         dims: list[int | None] = [None if i == st.batch_axis else d for i, d in enumerate(st.shape)]
         check(inputs, "state input", st.input, st.dtype, dims)

@@ -81,7 +81,7 @@ class Worker:
             provider_options=config.provider_options,
             provider_policy=config.provider_policy,
         )
-        self._slots = Slots(config.slots, codec.memory_bytes, head.memory_bytes)
+        self._slots = Slots(config.slots, codec.memory_bytes, head.memory_bytes, contract.given_bytes)
         limits = Limits(
             1 if contract.batching == "single" else config.max_batch,
             config.max_call_steps,
@@ -102,7 +102,7 @@ class Worker:
             self._running,
             self._fail,
         )
-        row_bytes = self._engine.arena.row_bytes + codec.memory_bytes + head.memory_bytes
+        row_bytes = self._engine.arena.row_bytes + self._slots.codec.shape[1] + head.memory_bytes
         kept = head.reads if head.keeps == "all" else ()
         kept_bytes = contract.step_bytes + sum(contract.output(name).nbytes for name in kept)
         self._pump = Pump(config, self._intake, self._slots, codec.step_bytes, row_bytes, kept_bytes)

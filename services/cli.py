@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
+from export.adopt.command import add_adopt_parser
 from export.commands import add_export_parser, add_score_parser, add_train_parser
 from pipeline.errors import EddyError, UserError
 from services.broker import add_broker_parser
@@ -76,6 +77,7 @@ def build_parser() -> Parser:
     add_broker_parser(commands)
     add_train_parser(commands)
     add_export_parser(commands)
+    add_adopt_parser(commands)
     add_score_parser(commands)
     _add_inspect(commands)
     _add_doctor(commands)

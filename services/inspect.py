@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.contract import Contract
+from pipeline.contract import Constant, Contract
 from pipeline.errors import ConfigError
 from pipeline.model_file import find_model, load_graph, read_contract
 
@@ -31,7 +31,7 @@ def measure(contract: Contract, file: Path, slots: int) -> dict[str, Any]:
     """Sizes in bytes: of the file, of one stream's row, of everything ``slots`` streams need."""
     states = {d: sum(s.size for s in group) for d, group in contract.states_by_dtype().items()}
     row = sum(s.initial_array().nbytes for s in contract.states)
-    memory = contract.codec.memory_bytes + contract.head.memory_bytes
+    memory = contract.given_bytes + contract.codec.memory_bytes + contract.head.memory_bytes
     return {
         "file": str(file),
         "file_bytes": file.stat().st_size,
@@ -50,7 +50,7 @@ def _table(contract: Contract, costs: dict[str, Any]) -> Iterator[str]:
     yield f"digest      {contract.digest.hex()}   (of what a snapshot of it holds)"
     yield f"axes        {axes}{'' if contract.batching == 'batched' else '   one stream a call'}"
     yield from _rows("step", ((s.name, s.dtype, s.shape, "") for s in contract.steps))
-    yield from _rows("constant", ((c.name, c.dtype, c.shape, "") for c in contract.constants))
+    yield from _rows("constant", ((c.name, c.dtype, c.shape, _value(c)) for c in contract.constants))
     yield from _rows(
         "state",
         (
@@ -58,7 +58,8 @@ def _table(contract: Contract, costs: dict[str, Any]) -> Iterator[str]:
                 f"{s.input} -> {s.output}",
                 s.dtype,
                 s.shape,
-                f"batch axis {s.batch_axis}{'' if s.initial is None else ', with an initial value'}",
+                ("no batch axis" if s.batch_axis is None else f"batch axis {s.batch_axis}")
+                + ("" if s.initial is None else ", with an initial value"),
             )
             for s in contract.states
         ),
@@ -74,6 +75,14 @@ def _table(contract: Contract, costs: dict[str, Any]) -> Iterator[str]:
         f" codec {contract.codec.memory_bytes} B, head {contract.head.memory_bytes} B"
     )
     yield f"arena       {size(costs['arena_bytes'] + costs['memory_bytes'])} for {costs['slots']:,} slots"
+
+
+def _value(constant: Constant) -> str:
+    """What it is, or where it comes from."""
+    values = ", ".join(f"{v:g}" for v in constant.value[:4]) + (", ..." if len(constant.value) > 4 else "")
+    if constant.header is None:
+        return f"= {values}"
+    return f"a stream's own, from header {constant.header}" + (f", else {values}" if values else "")
 
 
 def _rows(kind: str, things: Iterator[tuple[str, str, Sequence[int], str]]) -> Iterator[str]:

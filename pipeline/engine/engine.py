@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from pipeline.codecs.given import Given
 from pipeline.columns import I64, U8, AnyArray, Rectangle
 from pipeline.contract import Contract
 from pipeline.engine import graph
@@ -95,6 +96,7 @@ class Engine:
         device = device_of(self._session)
         self.arena = Arena(contract, slots, device, None if device == "cpu" else self.providers)
         self._reads = [contract.output(name) for name in reads]
+        self._given = Given(contract) if contract.stream_constants else None
         self._loop: Callable[[Callable[[], None]], object] = lambda f: f()
         self._queues: list[queue.SimpleQueue[tuple[Run, Job, Callable[[Run], None]] | None]] = [
             queue.SimpleQueue() for _ in range(threads)
@@ -135,22 +137,28 @@ class Engine:
         kept: I64 | None,
         n_kept: int,
         snapshot_slots: I64,
+        given: U8 | None = None,
     ) -> Run:
         """Binds. ``values``: one array per step input, ``[steps, *shape]``; ``fresh``: bool by slot, cleared for what
-        is bound here; ``kept``, ``n_kept``: see Run. ``plan`` has one list of rectangles per thread."""
+        is bound here; ``kept``, ``n_kept``: see Run. ``plan`` has one list of rectangles per thread. ``given``: the
+        rows of the streams' own constants, by slot; only for a contract that has any."""
         outputs = tuple(np.empty((n_kept, *o.shape), o.dtype) for o in self._reads)
         threads = len(plan)
         jobs = []
         for thread, rectangles in enumerate(plan):
             mine = np.flatnonzero(snapshot_slots % threads == thread) if threads > 1 else np.arange(len(snapshot_slots))
-            jobs.append(Job([self._bind(r, values, fresh) for r in rectangles], mine))
+            jobs.append(Job([self._bind(r, values, fresh, given) for r in rectangles], mine))
         # One thread reads them all at once, and brings the array with it.
         rows = np.empty((len(snapshot_slots) if threads > 1 else 0, self.arena.row_bytes), np.uint8)
         sizes = np.array([r.positions.shape[1] for rectangles in plan for r in rectangles], np.int64)
         return Run(jobs, outputs, kept, snapshot_slots, rows, steps, sizes)
 
     def _bind(
-        self, rectangle: Rectangle, values: Sequence[AnyArray], fresh: np.ndarray[Any, np.dtype[np.bool_]]
+        self,
+        rectangle: Rectangle,
+        values: Sequence[AnyArray],
+        fresh: np.ndarray[Any, np.dtype[np.bool_]],
+        given: U8 | None,
     ) -> Call:
         contract, positions, slots = self._contract, rectangle.positions, rectangle.slots
         if contract.time_axis is None:
@@ -163,6 +171,10 @@ class Engine:
             x = column[at]
             binding.bind_cpu_input(step.name, x)
             keeps.append(x)
+        if self._given is not None and given is not None:
+            for constant, own in zip(contract.stream_constants, self._given.columns(slots, given)):
+                binding.bind_cpu_input(constant.name, own)
+                keeps.append(own)
         if contract.states:
             new = fresh[slots]
             fresh[slots] = False

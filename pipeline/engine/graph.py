@@ -26,7 +26,10 @@ from pipeline.errors import ModelError
 SLOTS, FRESH = "eddy.slots", "eddy.fresh"
 SCRATCH, INITIAL, FIRST = 0, 1, 2
 """Slots: for padding; the initial row; the first that a stream can have."""
-OPSET_LEAST = 13
+OPSET_LEAST = 11
+"""The first with ScatterND. Older graphs are converted, which knows neither branches nor other domains."""
+OPSET_SIZES = 13
+"""The first whose Split takes its sizes as an input."""
 
 ConstantMaker: TypeAlias = Callable[[str, AnyArray], str]
 """Adds an initialiser to the graph and returns its name."""
@@ -44,10 +47,10 @@ def arena_out(dtype: str) -> str:
 
 def wrap(model: onnx.ModelProto, contract: Contract, reads: Sequence[str]) -> onnx.ModelProto:
     """A copy of ``model`` over arenas, with only those outputs that are read. Raises ModelError."""
-    model = _at_least_opset(model)
+    model, opset = _at_least_opset(model)
     graph = model.graph
     states = {s.input for s in contract.states}
-    constants = {c.name for c in contract.constants}
+    constants = {c.name for c in contract.constants if c.header is None}
     kept_inputs = [v for v in graph.input if v.name not in states and v.name not in constants]
     kept_outputs = [v for v in graph.output if v.name in set(reads)]
     before: list[onnx.NodeProto] = []
@@ -59,14 +62,15 @@ def wrap(model: onnx.ModelProto, contract: Contract, reads: Sequence[str]) -> on
         return name
 
     for c in contract.constants:
-        constant(c.name, c.array())
+        if c.header is None:
+            constant(c.name, c.array())
     if contract.states:
         inputs.append(helper.make_tensor_value_info(SLOTS, TensorProto.INT64, ["B"]))
         inputs.append(helper.make_tensor_value_info(FRESH, TensorProto.BOOL, ["B"]))
         before.append(
             helper.make_node("Where", [FRESH, constant("eddy.initial", np.array(INITIAL)), SLOTS], ["eddy.from"])
         )
-        before.append(helper.make_node("Unsqueeze", [SLOTS, constant("eddy.last", np.array([1]))], ["eddy.to"]))
+        before.append(helper.make_node("Reshape", [SLOTS, constant("eddy.column", np.array([-1, 1]))], ["eddy.to"]))
     for dtype, group in contract.states_by_dtype().items():
         width = sum(s.size for s in group)
         shape: list[str | int | None] = ["slots", width]
@@ -76,8 +80,7 @@ def wrap(model: onnx.ModelProto, contract: Contract, reads: Sequence[str]) -> on
         rows = pieces[0] if len(group) == 1 else f"eddy.rows.{dtype}"
         before.append(helper.make_node("Gather", [arena_in(dtype), "eddy.from"], [rows], axis=0))
         if len(group) > 1:
-            sizes = constant(f"eddy.sizes.{dtype}", np.array([s.size for s in group]))
-            before.append(helper.make_node("Split", [rows, sizes], pieces, axis=1))
+            before.append(_split(rows, pieces, [s.size for s in group], dtype, constant, opset))
         flat = []
         for state, piece in zip(group, pieces):
             before += _out_of_row(state, piece, constant)
@@ -96,14 +99,23 @@ def wrap(model: onnx.ModelProto, contract: Contract, reads: Sequence[str]) -> on
     return model
 
 
-def _at_least_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+def _split(
+    rows: str, pieces: list[str], sizes: list[int], dtype: str, constant: ConstantMaker, opset: int
+) -> onnx.NodeProto:
+    if opset < OPSET_SIZES:
+        return helper.make_node("Split", [rows], pieces, axis=1, split=sizes)
+    return helper.make_node("Split", [rows, constant(f"eddy.sizes.{dtype}", np.array(sizes))], pieces, axis=1)
+
+
+def _at_least_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """A copy, and its opset."""
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset >= OPSET_LEAST:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        return copy
+        return copy, opset
     try:
-        return version_converter.convert_version(model, OPSET_LEAST)
+        return version_converter.convert_version(model, OPSET_LEAST), OPSET_LEAST
     except Exception as error:  # noqa: BLE001  # the converter raises RuntimeError, IndexError and its own
         raise ModelError(
             f"the model's opset is {opset}, Eddy needs {OPSET_LEAST}, and it cannot be converted ({error});"
@@ -119,9 +131,10 @@ def _leads(state: State) -> bool:
 def _out_of_row(state: State, piece: str, constant: ConstantMaker) -> list[onnx.NodeProto]:
     """``[B, size]`` -> the state's own shape."""
     target = list(state.shape)
-    target[state.batch_axis] = -1
-    if _leads(state):
-        shape = constant(f"eddy.shape.{state.input}", np.array(target))
+    if state.batch_axis is not None:
+        target[state.batch_axis] = -1
+    if state.batch_axis is None or _leads(state):
+        shape = constant(f"eddy.shape.{state.input}", np.array(target, np.int64))
         return [helper.make_node("Reshape", [piece, shape], [state.input])]
     rest = [d for i, d in enumerate(state.shape) if i != state.batch_axis]
     shape = constant(f"eddy.shape.{state.input}", np.array([-1, *rest]))
@@ -138,7 +151,7 @@ def _into_row(state: State, constant: ConstantMaker) -> tuple[list[onnx.NodeProt
     """The state's own shape -> ``[B, size]``."""
     flat = f"eddy.flat.{state.input}"
     shape = constant(f"eddy.flatten.{state.input}", np.array([-1, state.size]))
-    if _leads(state):
+    if state.batch_axis is None or _leads(state):
         return [helper.make_node("Reshape", [state.output, shape], [flat])], flat
     front = f"eddy.next.{state.input}"
     perm = [state.batch_axis, *(i for i in range(len(state.shape)) if i != state.batch_axis)]

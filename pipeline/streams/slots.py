@@ -29,12 +29,17 @@ class Index(dict[bytes, int]):
 
 
 class Slots:
-    """See the module. ``codec`` and ``head``: the streams' bounded memories, ``uint8 [slots, bytes]``; zero is new."""
+    """See the module. ``codec`` and ``head``: the streams' bounded memories, ``uint8 [slots, bytes]``; zero is new.
 
-    def __init__(self, slots: int, codec_bytes: int, head_bytes: int) -> None:
+    ``codec`` begins with the streams' own constants, of ``given_bytes``: ``given`` and ``codec_memory`` are its parts.
+    """
+
+    def __init__(self, slots: int, codec_bytes: int, head_bytes: int, given_bytes: int = 0) -> None:
         total = slots + FIRST
         self.total = slots
-        self.codec: U8 = np.zeros((total, codec_bytes), np.uint8)
+        self.codec: U8 = np.zeros((total, given_bytes + codec_bytes), np.uint8)
+        self.given: U8 = self.codec[:, :given_bytes]
+        self.codec_memory: U8 = self.codec[:, given_bytes:]
         self.head: U8 = np.zeros((total, head_bytes), np.uint8)
         self.keys: list[bytes] = [b""] * total
         self.partition: I64 = np.full(total, -1, np.int64)

@@ -1,0 +1,333 @@
+"""Which input comes back as which output: by names, then by dtype and shape, then by running it.
+
+For every pair that dtype and shape allow, runs show whether the output *follows* the input at all, whether it *holds*
+it (each element moves the same element most, and in proportion, as a cell, an average or a counter does) or *shifts* it
+(its very numbers stand in the output, as in a cache). Following values through the graph shows where a recurrent node
+begins and ends. A name is believed where nothing of this speaks against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import numpy as np
+
+from export.adopt.file import Array, Carrier, carriers
+from export.adopt.names import matches, sounds_like_state, sounds_like_step
+from export.adopt.runs import Bench
+from export.adopt.verdict import Fails, Refused, Unclear
+
+PROBED = 16
+"""Elements of an input that are moved one by one."""
+PERMUTED = 6
+"""Largest number of inputs of one shape that are tried in all orders."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What runs and the graph say of one input and one output."""
+
+    follows: bool = False
+    holds: float = 0.0
+    """Share of the probed elements."""
+    shifts: float = 0.0
+    """Share of the input's numbers that stand in the output."""
+    passes: bool = False
+    """The output is the input, whatever else is given."""
+    node: bool = False
+    """A recurrent node begins with the one and ends with the other."""
+
+    @property
+    def strong(self) -> bool:
+        return self.node or (not self.passes and (self.holds >= 0.2 or self.shifts >= 0.2))
+
+    @property
+    def score(self) -> float:
+        if self.passes:
+            return 0.6
+        return 32 * self.node + 8 * (self.shifts >= 0.2) + 8 * (self.holds >= 0.2) * self.holds + 1 * self.follows
+
+
+@dataclass
+class Pairs:
+    """State inputs with their outputs, in the file's order, and how each pair was found."""
+
+    states: dict[str, str]
+    how: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the user, or a file beside the model, says."""
+
+    states: Mapping[str, str] = field(default_factory=dict)
+    steps: frozenset[str] = frozenset()
+    complete: bool = False
+    """``states`` are all there are."""
+    where: str = "given"
+
+
+def find_pairs(bench: Bench, said: Said) -> Pairs:
+    """Raises Refused for a cache that grows, a state with no output, a model without state; Unclear."""
+    ports, outputs = bench.file.inputs, bench.file.outputs
+    base = bench.run(bench.feed(np.random.default_rng(2)))
+    graph = carriers(bench.file.model)
+    found = Pairs(dict(said.states), dict.fromkeys(said.states, said.where))
+    named = matches(
+        [n for n in ports if n not in said.states and n not in said.steps],
+        [o for o in outputs if o not in said.states.values()],
+    )
+    _refuse_growth(bench, base, {**named, **said.states})
+    if not said.complete:
+        open_in = [n for n in bench.shapes if n not in said.states and n not in said.steps]
+        open_out = [o for o in outputs if o not in said.states.values()]
+        fits = {
+            n: [o for o in open_out if base[o].dtype == ports[n].dtype and base[o].shape == bench.shapes[n]]
+            for n in open_in
+        }
+        _decide(bench, found, graph, fits, named)
+    _check_ends(bench, found, graph)
+    if not found.states:
+        raise Refused(
+            "no input comes back as an output: the file keeps no state between calls; export it with its states as"
+            " inputs and outputs"
+        )
+    order = list(ports)
+    found.states = dict(sorted(found.states.items(), key=lambda pair: order.index(pair[0])))
+    return found
+
+
+def _decide(bench: Bench, found: Pairs, graph: Carrier, fits: dict[str, list[str]], named: dict[str, str]) -> None:
+    evidence = {
+        (n, o): e for n, others in fits.items() if others for o, e in _evidence(bench, graph, n, others).items()
+    }
+    sure = {n for n, others in fits.items() if not others}
+    """Inputs that cannot be states: no output is like them."""
+    likely: set[str] = set()
+    for n, others in fits.items():
+        if not others:
+            continue
+        held = any(evidence[n, o].strong for o in others)
+        follows = any(evidence[n, o].follows for o in others)
+        if sounds_like_step(n):
+            sure.add(n)
+        elif held or (sounds_like_state(n) and (follows or named.get(n) in others)):
+            likely.add(n)
+        elif not follows:
+            sure.add(n)
+    unsure = [n for n in fits if n not in sure and n not in likely]
+    steps_there = bool(sure)
+    if len(unsure) == 1 and not steps_there:
+        sure.add(unsure.pop())
+    elif unsure and steps_there and not likely and not found.states:
+        likely.update(unsure)
+        found.notes.append(f"taken for a state because nothing else could be one: {', '.join(unsure)}")
+        unsure = []
+    elif unsure:
+        _ask(unsure, fits, "may be a state or a step", evidence)
+    if not sure and likely:
+        least = sorted(likely, key=lambda n: (sounds_like_state(n), max(evidence[n, o].score for o in fits[n])))
+        if (
+            len(least) == 1
+            or sounds_like_state(least[0])
+            or _strength(evidence, fits, least[0]) >= _strength(evidence, fits, least[1])
+        ):
+            _ask(least, fits, "could each be the state, and one input must be the step", evidence)
+        likely.discard(least[0])
+    _match(bench, found, {n: fits[n] for n in fits if n in likely}, named, evidence)
+
+
+def _strength(evidence: Mapping[tuple[str, str], Evidence], fits: Mapping[str, list[str]], name: str) -> float:
+    return max(evidence[name, o].score for o in fits[name]) + 16 * sounds_like_state(name)
+
+
+def _match(
+    bench: Bench,
+    found: Pairs,
+    fits: dict[str, list[str]],
+    named: dict[str, str],
+    evidence: Mapping[tuple[str, str], Evidence],
+) -> None:
+    """Each likely state with one output; those of one dtype and shape compete for each other's."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for n, others in fits.items():
+        groups.setdefault(tuple(others), []).append(n)
+    for outputs, inputs in groups.items():
+        scores = {(n, o): evidence[n, o].score for n in inputs for o in outputs}
+        by_name = {n: named[n] for n in inputs if named.get(n) in outputs}
+        best = _best(inputs, outputs, scores)
+        if len(by_name) == len(inputs):
+            told = sum(scores[n, o] for n, o in by_name.items())
+            if best is None or best == by_name or sum(scores[n, o] for n, o in best.items()) - told < 4:
+                found.states |= by_name
+                found.how |= dict.fromkeys(by_name, "by name")
+                continue
+            found.notes.append(
+                "runs contradict the names: " + ", ".join(f"{n} comes back as {o}" for n, o in best.items())
+            )
+        elif best is None:
+            rest = {n: o for n, o in by_name.items() if all(scores[n, o] >= scores[n, p] for p in outputs)}
+            left_in = [n for n in inputs if n not in rest]
+            left_out = [o for o in outputs if o not in rest.values()]
+            best = _best(left_in, left_out, scores)
+            if best is None:
+                _ask(left_in, dict.fromkeys(left_in, left_out), "have one shape, and no run tells them apart", evidence)
+            found.how |= dict.fromkeys(rest, "by name")
+            best = rest | best  # type: ignore[operator]  # _ask always raises
+        found.states |= best
+        only = len(inputs) == len(outputs) == 1
+        for n in best:
+            found.how.setdefault(n, "by shape" if only and not evidence[n, best[n]].strong else "by running it")
+
+
+def _best(
+    inputs: Sequence[str], outputs: Sequence[str], scores: Mapping[tuple[str, str], float]
+) -> dict[str, str] | None:
+    """The pairing with the highest sum of scores, where it is alone in that. None where it is not, or too many."""
+    if len(inputs) > len(outputs):
+        return None
+    mutual: dict[str, str] = {}
+    for n in inputs:
+        ranked = sorted(outputs, key=lambda o, n=n: -scores[n, o])  # type: ignore[misc]
+        if scores[n, ranked[0]] > 0 and (len(ranked) == 1 or scores[n, ranked[0]] > scores[n, ranked[1]] + 0.5):
+            mutual[n] = ranked[0]
+    if len(mutual) == len(inputs) and len(set(mutual.values())) == len(inputs):
+        return mutual
+    if len(inputs) > PERMUTED or len(outputs) > PERMUTED + 1:
+        return None
+    sums = sorted(
+        ((sum(scores[n, o] for n, o in zip(inputs, chosen)), chosen) for chosen in permutations(outputs, len(inputs))),
+        key=lambda s: -s[0],
+    )
+    if sums[0][0] <= 0 or (len(sums) > 1 and sums[0][0] <= sums[1][0] + 0.5):
+        return None
+    return dict(zip(inputs, sums[0][1]))
+
+
+def _ask(
+    names: Sequence[str],
+    fits: Mapping[str, list[str]],
+    why: str,
+    evidence: Mapping[tuple[str, str], Evidence],
+) -> None:
+    """Asks with a whole answer, the likeliest: each input with the output that stands where it stands."""
+    free = list(dict.fromkeys(o for n in names for o in fits[n]))
+    flags = []
+    steps_first = "one input must be the step" in why
+    for i, n in enumerate(names):
+        if steps_first and i == 0:
+            flags.append(f"--step {n}")
+            continue
+        able = [o for o in fits[n] if o in free]
+        if able:
+            able.sort(key=lambda o, n=n: -evidence[n, o].score)  # type: ignore[misc]
+            free.remove(able[0])
+            flags.append(f"--state {n}={able[0]}")
+        else:
+            flags.append(f"--step {n}")
+    of = ", ".join(f"{n} ({' or '.join(fits[n])})" for n in names)
+    raise Unclear([(f"{of} {why}", " ".join(flags) + " (or the like: --state INPUT=OUTPUT, --step INPUT)")])
+
+
+# ---- what runs say
+
+
+def _evidence(bench: Bench, graph: Carrier, name: str, others: list[str]) -> dict[str, Evidence]:
+    rng = np.random.default_rng(3)
+    draws = []
+    for seed in range(3):
+        one = bench.feed(np.random.default_rng(10 + seed))
+        draws.append((one, bench.run(one)))
+    moved: dict[str, bool] = dict.fromkeys(others, False)
+    for one, before in draws:
+        try:
+            after = bench.run({**one, name: bench.draw(name, rng)})
+        except Fails:
+            continue
+        for o in others:
+            moved[o] |= not np.array_equal(before[o], after[o], equal_nan=before[o].dtype.kind == "f")
+    holds = _holds(bench, name, others, rng)
+    found = {}
+    for o in others:
+        shifts = min(_shared(one[name], out[o]) for one, out in draws)
+        passes = all(np.array_equal(one[name], out[o]) for one, out in draws)
+        node = bool(graph.begins.get(name, set()) & graph.ends.get(o, set()))
+        found[o] = Evidence(moved[o], holds[o], shifts, passes, node)
+    return found
+
+
+def _shared(given: Array, out: Array) -> float:
+    """Share of the output's numbers that are the input's; whole numbers are too few to tell."""
+    if given.dtype.kind != "f" or given.size < 8:
+        return 0.0
+    return float(np.isin(out, given[given != 0]).mean())
+
+
+def _holds(bench: Bench, name: str, others: list[str], rng: np.random.Generator) -> dict[str, float]:
+    """Share of probed elements that move their own place most, and in proportion."""
+    feed = bench.feed(rng)
+    at = feed[name]
+    if at.dtype == np.bool_:
+        return dict.fromkeys(others, 0.0)
+    before = bench.run(feed)
+    places = rng.choice(at.size, min(PROBED, at.size), replace=False)
+    delta = at.dtype.type(1 if at.dtype.kind in "iu" else 0.5)
+    slack = 0.02 if at.dtype == np.float16 else 5e-4
+    counted = dict.fromkeys(others, 0)
+    for place in places.tolist():
+        moved = []
+        for times in (1, 2):
+            one = at.copy()
+            one.reshape(-1)[place] += delta * at.dtype.type(times)
+            try:
+                moved.append(bench.run({**feed, name: one}))
+            except Fails:
+                break
+        if len(moved) < 2:
+            continue
+        for o in others:
+            first, second = (m[o].astype(np.float64) - before[o].astype(np.float64) for m in moved)
+            own, twice = first.reshape(-1)[place], second.reshape(-1)[place]
+            elsewhere = np.delete(np.abs(first.reshape(-1)), place)
+            alone = abs(own) > 2 * (float(elsewhere.max()) if elsewhere.size else 0.0)
+            counted[o] += bool(abs(own) > 1e-4 and alone and abs(twice - 2 * own) <= slack * abs(twice))
+    return {o: n / len(places) for o, n in counted.items()}
+
+
+# ---- what is refused
+
+
+def _refuse_growth(bench: Bench, base: Mapping[str, Array], named: Mapping[str, str]) -> None:
+    for n, port in bench.file.inputs.items():
+        o = named.get(n)
+        if o is None or n not in bench.shapes or base[o].ndim != len(port.dims) or base[o].dtype != port.dtype:
+            continue
+        longer = [i for i, (a, b) in enumerate(zip(bench.shapes[n], base[o].shape)) if a != b]
+        if len(longer) == 1 and base[o].shape[longer[0]] > bench.shapes[n][longer[0]] and longer[0] in port.free:
+            grown = f"{list(bench.shapes[n])} goes in, {list(base[o].shape)} comes out"
+            raise Refused(
+                f"state {n} grows with every step ({grown} as {o}): no row can hold it; export the model with a cache"
+                " of fixed length"
+            )
+
+
+def _check_ends(bench: Bench, found: Pairs, graph: Carrier) -> None:
+    """A beginning that nothing gives back, and a layer that carries its state against the time."""
+    for n in bench.shapes:
+        begun = graph.begins.get(n, set())
+        if n in found.states:
+            against = {place for place in begun & graph.ends.get(found.states[n], set()) if place[0] in graph.backwards}
+            if against:
+                raise Refused(
+                    f"state {n} belongs to a layer that runs backwards over time (bidirectional or reverse): what comes"
+                    " later is not there yet in a stream; train the model with a forward layer"
+                )
+        elif begun or (sounds_like_state(n) and not sounds_like_step(n)):
+            raise Refused(
+                f"state {n} {list(bench.shapes[n])} has no output: nothing gives it back for the next step; export the"
+                " model with its last state as an output (or say what it is: --step"
+                f" {n}, --constant {n}=VALUE, --stream-constant {n})"
+            )
