@@ -45,12 +45,20 @@ def everything_happens(broker: Broker, unique: Unique, folder: Path, it: Prometh
     sounds = heard.worker(loudness(folder / "loud" / "1"), "sounds")
     with workers(first, slow, texts, sounds, later=[second]), Feed(hashed, new_seed(), 500):
         it.watch([page(w) for w in (first, slow, texts, sounds)])
+        for worker in (first, slow, texts, sounds):
+            worker.wait_ready()
+        seen(it, "count(eddy_running_partitions == 4) == 4")  # the gauges as they begin
         for partition in range(4):
             records = [(b"%d" % (i % 3), bytes(256 * 200)) for i in range(30)]
             produce(broker.address, slowed.input, records, partition=partition)
         produce(broker.address, told.input, [(b"%d" % i, b"The for statement ") for i in range(20)])
-        produce(broker.address, heard.input, [(b"%d" % (i % 7), bytes(1000)) for i in range(500)])
+        for seconds in (0, 10):  # twice, with a scrape between them: a rate needs two values
+            produce(broker.address, heard.input, [(b"%d" % (i % 7), bytes(1000)) for i in range(500)])
+            seen(it, f"eddy_media_seconds_total > {seconds}")
         seen(it, "eddy_records_total > 1000")
+        for waiting in ("eddy_waiting_partitions", "eddy_paused_partitions", "eddy_generated_steps_total"):
+            seen(it, f"{waiting} > 0")
+        produce(broker.address, told.input, [(b"%d" % i, b"The for statement ") for i in range(20, 40)])
         poison(hashed, b"one")
         seen(it, "eddy_errors_total >= 1")
         seen(it, 'eddy_dead_letters_total{reason="engine"} >= 1')
