@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import RecordError
+
 I64: TypeAlias = NDArray[np.int64]
 U8: TypeAlias = NDArray[np.uint8]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -46,6 +48,8 @@ class Segment:
     """Sum of the values' lengths, bytes."""
     fetched_s: float = 0.0
     """When it was fetched, seconds of the event loop's clock."""
+    ahead: list[AnyArray | RecordError | None] | None = None
+    """What became of each record that was decoded before its poll; None for what is not to be decoded."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -54,6 +58,8 @@ class Segment:
     def nbytes(self) -> int:
         """What it takes in memory, bytes: what the queues' bounds count."""
         size = self.value_bytes + RECORD_OVERHEAD * len(self.keys)
+        if self.ahead is not None:
+            size += sum(step.nbytes for step in self.ahead if isinstance(step, np.ndarray))
         if self.headers is not None:
             size += sum(len(name) + len(value) for headers in self.headers for name, value in headers)
         return size
@@ -75,6 +81,7 @@ class Segment:
             headers[:i] if headers is not None else None,
             head_bytes,
             self.fetched_s,
+            self.ahead[:i] if self.ahead is not None else None,
         )
         rest = Segment(
             self.partition,
@@ -86,6 +93,7 @@ class Segment:
             headers[i:] if headers is not None else None,
             self.value_bytes - head_bytes,
             self.fetched_s,
+            self.ahead[i:] if self.ahead is not None else None,
         )
         return first, rest
 
@@ -108,7 +116,15 @@ class Segment:
             headers,
             sum(s.value_bytes for s in segments),
             first.fetched_s,
+            join_ahead(segments),
         )
+
+
+def join_ahead(segments: Sequence[Segment]) -> list[AnyArray | RecordError | None] | None:
+    """What was decoded ahead of these stretches; None where nothing was."""
+    if all(s.ahead is None for s in segments):
+        return None
+    return [a for s in segments for a in (s.ahead if s.ahead is not None else [None] * len(s))]
 
 
 @dataclass(slots=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.codecs import Codec
+from pipeline.codecs import AheadCodec, Codec
 from pipeline.codecs.given import Given
-from pipeline.columns import I64, AnyArray, Bools, Headers, Segment
+from pipeline.columns import I64, AnyArray, Bools, Headers, Segment, join_ahead
 from pipeline.contract import Contract
 from pipeline.engine import Engine
 from pipeline.engine.graph import SCRATCH
@@ -221,7 +221,7 @@ class Intake:
         ended[[at + i for t, at in zip(taken, starts) for i in t.ended]] = True
         nulls = [i for i, v in enumerate(values) if v is None] if None in values else []
         self._take_given(keys, values, slots, headers, failed)
-        counts, columns = self._decode(keys, values, slots, failed, nulls)
+        counts, columns = self._decode(keys, values, slots, failed, nulls, join_ahead(segments))
         if self._head.generates:
             self._slots.busy[slots] = True
             self._slots.busy[SCRATCH] = False
@@ -284,19 +284,23 @@ class Intake:
         slots: I64,
         failed: dict[int, tuple[RecordError, bytes | None, bytes | None]],
         nulls: list[int],
+        ahead: Sequence[AnyArray | RecordError | None] | None,
     ) -> tuple[I64, tuple[AnyArray, ...]]:
-        """Counts of all records and the columns of their steps; adds to ``failed``."""
+        """Counts of all records and the columns of their steps; adds to ``failed``. ``ahead``: see Segment."""
         memory = self._slots.codec_memory
         if not values:
             return np.empty(0, np.int64), tuple(np.empty((0, *s.shape), s.dtype) for s in self._contract.steps)
-        if not failed and not nulls:
+        if not failed and not nulls and ahead is None:
             decoded = self._codec.decode(values, slots, memory)  # type: ignore[arg-type]  # none is None
             for i, error in decoded.failed.items():
                 failed[i] = (error, keys[i], values[i])
             return decoded.counts, decoded.values
         skip = set(failed) | set(nulls)
         good = np.array([i for i in range(len(values)) if i not in skip], np.int64)
-        decoded = self._codec.decode([values[i] for i in good.tolist()], slots[good], memory)
+        if isinstance(self._codec, AheadCodec) and ahead is not None:
+            decoded = self._codec.collect([ahead[i] for i in good.tolist()])
+        else:
+            decoded = self._codec.decode([values[i] for i in good.tolist()], slots[good], memory)
         for j, error in decoded.failed.items():
             i = int(good[j])
             failed[i] = (error, keys[i], values[i])

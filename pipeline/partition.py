@@ -109,6 +109,9 @@ class Memory:
     backlog: deque[Segment] = field(default_factory=deque)
     """Fetched, not yet taken into a poll."""
     backlog_bytes: int = 0
+    backlog_records: int = 0
+    undecoded_bytes: int = 0
+    """Fetched, and on its way to the backlog: being decoded ahead, or waiting for that."""
     pending: list[Done] = field(default_factory=list)
     """Finished, not yet in a part, in order."""
     uncommitted_bytes: int = 0
@@ -129,7 +132,20 @@ class Memory:
     def offer(self, segment: Segment) -> None:
         """Fetched records join the backlog."""
         self.backlog.append(segment)
-        self.backlog_bytes += segment.nbytes
+        self._waits(segment)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Fetched and in no poll yet."""
+        return self.backlog_bytes + self.undecoded_bytes
+
+    def waiting_steps(self, step_bytes: int) -> int:
+        """About how many steps of ``step_bytes`` the backlog has, at least one a record."""
+        return max(1, self.backlog_records, self.backlog_bytes // step_bytes)
+
+    def _waits(self, segment: Segment, sign: int = 1) -> None:
+        self.backlog_bytes += sign * segment.nbytes
+        self.backlog_records += sign * len(segment)
 
     def take(self, step_budget: int, step_bytes: int, records_max: int) -> Segment | None:
         """From the backlog's head: about ``step_budget`` steps of ``step_bytes`` each, at least one record."""
@@ -150,13 +166,13 @@ class Memory:
         if not taken:
             return None
         segment = Segment.join(taken)
-        self.backlog_bytes -= segment.nbytes
+        self._waits(segment, -1)
         return segment
 
     def give_back(self, segment: Segment) -> None:
         """The rest of a segment that could not be taken whole."""
         self.backlog.appendleft(segment)
-        self.backlog_bytes += segment.nbytes
+        self._waits(segment)
 
     def finished(self, done: Done, input_bytes: int) -> None:
         """A poll of it is finished (S3: in the order of polls)."""
@@ -208,7 +224,8 @@ class Memory:
         self.pending.clear()
         self.feedable.clear()
         self.frozen = None
-        self.backlog_bytes = self.uncommitted_bytes = self.frozen_bytes = 0
+        self.backlog_bytes = self.backlog_records = self.undecoded_bytes = 0
+        self.uncommitted_bytes = self.frozen_bytes = 0
         self.release_if_idle(slots)
 
     def release_if_idle(self, slots: Slots) -> None:

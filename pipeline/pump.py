@@ -71,7 +71,7 @@ class Pump:
         # What is left over after fair shares goes to another partition each time (S3).
         waiting = self._in_turn(waiting)
         budget = GENERATING_STEPS if feeding else self._steps_max
-        grants = share([max(1, m.backlog_bytes // self._step_bytes) for m in waiting], budget)
+        grants = share([m.waiting_steps(self._step_bytes) for m in waiting], budget)
         records_max = max(1, self._records_max // max(1, len(waiting)))
         taken = []
         for memory, grant in zip(waiting, grants):

@@ -2,8 +2,9 @@
 
     fetch -> admit (slots, decode, plan, bind) -> run in the arena -> finish (head) -> commit -> visible
 
-Three polls overlap: one is being decoded, one runs (onnxruntime releases the GIL), one is being committed. Every queue
-is bounded in bytes; a full one pauses its partition and never drops.
+Three polls overlap: one is being decoded, one runs (onnxruntime releases the GIL), one is being committed. Encoded
+images are decoded before their poll, on threads. Every queue is bounded in bytes; a full one pauses its partition and
+never drops.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from typing import Any
 import numpy as np
 import onnx
 
+from pipeline.ahead import Ahead
 from pipeline.beside import NOTHING_BESIDE, Beside
-from pipeline.codecs import make_codec
+from pipeline.codecs import AheadCodec, make_codec
 from pipeline.columns import I64, AnyArray, Membership
 from pipeline.commit import Lane, Outcome
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.engine import Engine, Run
-from pipeline.errors import CommitError, EddyError, EngineFailed
+from pipeline.errors import EddyError, EngineFailed
+from pipeline.gauges import gauging
 from pipeline.heads import make_head
+from pipeline.inflow import Inflow
 from pipeline.intake import Intake
 from pipeline.metrics import Metrics
 from pipeline.outlet import Outlet
@@ -46,9 +50,6 @@ DEPTH = 2
 """Runs with the engine at once: one runs, the next is bound already (S2)."""
 TIME_MAX = 256
 """Largest T of one call."""
-FETCH_S = 0.5
-"""A fetch that finds nothing returns after this; consumers must be polled even when all is paused."""
-GAUGES_S = 1.0
 FAILURES_MAX = 5
 """Runs of a partition that may fail in a row before it stops; one that names the record at fault does not count."""
 
@@ -109,12 +110,23 @@ class Worker:
         self._step_s = codec.step_s
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
-        self._paused: set[int] = set()
         self._work = asyncio.Event()
         self._finished = asyncio.Event()
         self._quiet = asyncio.Event()
         self._stopping = asyncio.Event()
         self._fatal: asyncio.Future[None] | None = None
+        self._ahead = self._decoder(codec) if isinstance(codec, AheadCodec) else None
+        self._inflow = Inflow(transport, self._ownership, metrics, self._pump.bound, self._ahead, self._work.set)
+
+    def _decoder(self, codec: AheadCodec) -> Ahead:
+        return Ahead(
+            codec,
+            self._config.decode_threads,
+            self._config.max_record_bytes,
+            lambda: self._pump.bound(self._ownership.memories()),
+            self._work.set,
+            self._not_decoded,
+        )
 
     # ---- from outside
 
@@ -137,11 +149,17 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._fatal = loop.create_future()
         self._engine.start(loop.call_soon_threadsafe)
+        if self._ahead is not None:
+            self._ahead.start()
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._transport.start(self)
-            for name in (self._fetching, self._pumping, self._committing, self._gauging):
-                tasks.append(asyncio.create_task(name(), name=name.__name__.strip("_")))
+            shown = gauging(self._metrics, self._ownership, self._slots, self._transport, self._inflow.paused)
+            for name, running in (
+                *(("fetching", self._inflow.run(self._stopping)), ("pumping", self._pumping())),
+                *(("committing", self._committing()), ("gauging", shown)),
+            ):
+                tasks.append(asyncio.create_task(running, name=name))
             tasks.append(asyncio.create_task(self._until_stopping(), name="stopping"))
             waited: list[asyncio.Future[Any]] = [*tasks, self._fatal]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -154,6 +172,8 @@ class Worker:
             if tasks:
                 await asyncio.wait(tasks)
             await self._ownership.close()
+            if self._ahead is not None:
+                await self._ahead.close()
             await self._transport.stop()
             self._engine.stop()
 
@@ -170,6 +190,8 @@ class Worker:
     async def _drain(self, tasks: list[asyncio.Task[None]], fatal: asyncio.Future[None]) -> None:
         """Until nothing is in flight, or something fails that will not be drained."""
         self._ownership.draining = True
+        if self._ahead is not None:
+            self._ahead.halt()
         self._settle_quiet()
         drained = asyncio.create_task(self._quiet.wait(), name="drained")
         awaited: list[asyncio.Future[Any]] = [drained, fatal]
@@ -197,7 +219,7 @@ class Worker:
         await self._ownership.revoked()
 
     def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
-        self._paused.clear()
+        self._inflow.paused.clear()
         self._ownership.assigned(membership, partitions)
         self._finished.set()
         self._settle_quiet()
@@ -208,7 +230,7 @@ class Worker:
     def _running(self, memory: Memory, live: I64) -> None:
         """A takeover is done: streams that were generating go on."""
         self._outlet.restore(memory, live)
-        self._paused.discard(memory.partition)  # it is fetched again, with an empty backlog
+        self._inflow.paused.discard(memory.partition)  # it is fetched again, with an empty backlog
         if memory.base is None:
             self._finished.set()  # a new group commits its start (X8)
         self._work.set()
@@ -216,38 +238,6 @@ class Worker:
     def _fail(self, error: BaseException) -> None:
         if self._fatal is not None and not self._fatal.done():
             self._fatal.set_exception(error)
-
-    # ---- fetch
-
-    async def _fetching(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._stopping.is_set():
-            segments = await self._transport.fetch(FETCH_S)
-            for segment in segments:
-                memory = self._ownership.memory(segment.partition)
-                if memory is None:
-                    continue
-                segment.fetched_s = loop.time()
-                below = int((segment.offsets < memory.committed).sum()) if len(segment) else 0
-                if below:
-                    self._metrics.replay(replayed=below)
-                memory.offer(segment)
-            if segments:
-                self._throttle()
-                self._work.set()
-
-    def _throttle(self) -> None:
-        """Pauses partitions whose backlog is full, resumes those with room again."""
-        memories = self._ownership.memories()
-        bound = self._pump.bound(memories)
-        full = {m.partition for m in memories if m.backlog_bytes >= bound} - self._paused
-        if full:
-            self._transport.pause(full)
-            self._paused |= full
-        roomy = {m.partition for m in memories if m.backlog_bytes < bound // 2} & self._paused
-        if roomy:
-            self._paused -= roomy
-            self._transport.resume(roomy)
 
     # ---- admit and run
 
@@ -259,7 +249,7 @@ class Worker:
                 self._count(poll)
                 self._polls.append(poll)
                 self._engine.submit(poll.run, self._back)
-                self._throttle()
+                self._inflow.throttle()
                 await asyncio.sleep(0)  # a run on the event loop must not keep the others from it
 
     def _next(self) -> Poll | None:
@@ -325,11 +315,20 @@ class Worker:
             if alone:
                 self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
             self._pump.suspect(memory.partition, s.next_offset)
-            if not alone and self._ownership.failed_run(memory.partition) > FAILURES_MAX:
-                self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
-            else:
-                self._ownership.retake(memory.partition, f"the model failed: {failed}")
+            self._again(memory.partition, f"the model failed: {failed}", counts=not alone)
         self._outlet.abandon(poll)
+
+    def _not_decoded(self, memory: Memory, error: BaseException) -> None:
+        """Decoding failed for a reason that lies in no record (memory is short): as with a run that failed (X11)."""
+        failed = EngineFailed(str(error) or type(error).__name__, [memory.partition])
+        self._metrics.error(failed)
+        self._again(memory.partition, f"decoding failed: {failed}", counts=True)
+
+    def _again(self, partition: int, why: str, *, counts: bool) -> None:
+        if counts and self._ownership.failed_run(partition) > FAILURES_MAX:
+            self._ownership.halt(partition, f"{FAILURES_MAX} runs failed in a row, the last one so: {why}")
+        else:
+            self._ownership.retake(partition, why)
 
     # ---- commit
 
@@ -387,27 +386,3 @@ class Worker:
                 for (p, o), why in self._intake.poison.items()
                 if p != memory.partition or o >= part.committed
             }
-
-    # ---- gauges
-
-    async def _gauging(self) -> None:
-        while True:
-            memories = self._ownership.memories()
-            owned = self._ownership.owned
-            self._metrics.partitions(
-                owned=len(owned),
-                running=len(memories),
-                paused=len(self._paused),
-                waiting=sum(m.blocked == "slots" for m in memories),
-            )
-            self._metrics.queued(sum(m.backlog_bytes + m.uncommitted_bytes for m in memories))
-            self._metrics.streams(
-                sum(len(m.index) for m in memories), slots_used=self._slots.used, slots=self._slots.total
-            )
-            # No fetch tells where the log of a partition ends that is held back or has stopped: where lag grows.
-            unheard = self._paused | {o.partition for o in owned if o.memory is None}
-            with contextlib.suppress(CommitError):  # the broker is away: the last that was heard stands
-                if unheard:
-                    await self._transport.log_ranges(unheard)
-            self._metrics.lag(self._transport.lag([o.partition for o in self._ownership.owned]))
-            await asyncio.sleep(GAUGES_S)

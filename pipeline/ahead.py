@@ -1,0 +1,195 @@
+"""Records that are dear to decode, decoded on threads before their poll is made: fetch -> here -> backlog -> admit.
+
+A partition's records leave in their order, as soon as those before them are decoded. Nothing of a stream is touched
+here, no slot and no row: whatever drops a partition's memory (X4, X11) drops what is here with it, and what a thread
+still decodes for it is thrown away. Partitions take turns at the threads, and none has all of them, so one with huge
+images keeps no other waiting (S3). What is decoded and waits is bounded in bytes like every backlog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from pipeline.codecs import AheadCodec
+from pipeline.columns import RECORD_OVERHEAD, AnyArray, Segment
+from pipeline.errors import RecordError
+from pipeline.partition import Memory
+
+Decoded = list[AnyArray | RecordError | None]
+PIECE_RECORDS = 16
+PIECE_BYTES = 65_536
+"""Small records go to a thread together: handing over costs as much as decoding a tiny image."""
+
+
+@dataclass(slots=True)
+class _Piece:
+    """What one thread decodes at a time: records of one partition, one after the other."""
+
+    segment: Segment
+    fetched_bytes: int
+    nbytes: int
+    """With its steps."""
+    done: bool = False
+
+
+@dataclass(slots=True)
+class _Line:
+    """One partition's records, as fetched, in order."""
+
+    memory: Memory
+    waiting: deque[Segment] = field(default_factory=deque)
+    pieces: deque[_Piece] = field(default_factory=deque)
+    """Given to threads, or back and behind one that is not."""
+    running: int = 0
+
+
+class Ahead:
+    """See the module. On the event loop, but for the threads' own part.
+
+    ``bound``: bytes that a partition's decoded records may take. ``ready`` is called when some have joined a backlog,
+    ``failed`` with a memory and what its decoding raised that is no record's fault (memory that is short).
+    """
+
+    def __init__(
+        self,
+        codec: AheadCodec,
+        threads: int,
+        record_bytes_max: int,
+        bound: Callable[[], int],
+        ready: Callable[[], None],
+        failed: Callable[[Memory, BaseException], None],
+    ) -> None:
+        self._codec, self._threads, self._record_bytes_max = codec, threads, record_bytes_max
+        self._bound, self._ready, self._failed = bound, ready, failed
+        self._step_bytes = codec.step.nbytes
+        self._share = max(1, threads - 1)
+        """Threads that one partition may have."""
+        self._lines: dict[int, _Line] = {}
+        """By partition; the one whose turn it is first."""
+        self._running = 0
+        self._halted = False
+        self._pool: ThreadPoolExecutor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+
+    def halt(self) -> None:
+        """Nothing more is begun."""
+        self._halted = True
+
+    async def close(self) -> None:
+        """Returns when the records that threads have in hand are done with."""
+        self.halt()
+        self._lines.clear()
+        if self._pool is not None:
+            await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+
+    def offer(self, memory: Memory, segment: Segment) -> None:
+        """Fetched records of a partition; they join its backlog when they are decoded."""
+        line = self._lines.get(memory.partition)
+        if line is None or line.memory is not memory:
+            line = self._lines[memory.partition] = _Line(memory)
+        line.waiting.append(segment)
+        memory.undecoded_bytes += segment.nbytes
+        self.go()
+
+    def go(self) -> None:
+        """Gives the threads what they may have now: something was fetched, decoded or taken into a poll."""
+        self._lines = {p: line for p, line in self._lines.items() if not line.memory.closed}
+        going = True
+        while going and not self._halted:
+            going = False
+            for line in list(self._lines.values()):
+                if self._running < self._threads and self._may_go(line):
+                    self._give(line)
+                    going = True
+            self._release(self._lines.values())
+
+    def _may_go(self, line: _Line) -> bool:
+        return bool(line.waiting) and line.running < self._share and self._room(line) > 0
+
+    def _room(self, line: _Line) -> int:
+        """How many records may be decoded on: at least one where none is on its way."""
+        ahead = line.memory.backlog_bytes + sum(piece.nbytes for piece in line.pieces)
+        fits = (self._bound() - ahead) // (self._step_bytes + RECORD_OVERHEAD)
+        return fits if ahead else max(1, fits)
+
+    def _give(self, line: _Line) -> None:
+        """The next records of this partition to a thread; the partition goes to the end of the queue."""
+        assert self._pool is not None
+        segment = line.waiting.popleft()
+        if len(segment):
+            segment, rest = segment.cut(self._size(segment, self._room(line)))
+            if len(rest):
+                line.waiting.appendleft(rest)
+        piece = _Piece(segment, segment.nbytes, segment.nbytes + self._step_bytes * len(segment))
+        line.pieces.append(piece)
+        if not len(segment):
+            piece.done = True
+            return
+        self._lines[line.memory.partition] = self._lines.pop(line.memory.partition)
+        line.running += 1
+        self._running += 1
+        future = self._pool.submit(self._decode, line.memory, segment)
+        future.add_done_callback(lambda f: self._come_back(line, piece, f))
+
+    def _size(self, segment: Segment, room: int) -> int:
+        """How many of its first records make a piece: at least one, and other threads have work, too."""
+        idle = self._threads - self._running
+        most = max(1, min(PIECE_RECORDS, -(-len(segment) // idle), room))
+        size = 0
+        for n, value in enumerate(segment.values[:most]):
+            size += len(value or b"")
+            if n and size > PIECE_BYTES:
+                return n
+        return most
+
+    # ---- on a thread
+
+    def _decode(self, memory: Memory, segment: Segment) -> Decoded | None:
+        """None when nobody wants it any more. Of what is no record to be decoded the intake says what becomes of it."""
+        out: Decoded = []
+        for key, value in zip(segment.keys, segment.values):
+            if self._halted or memory.closed:
+                return None
+            served = key is not None and value is not None and len(value) <= self._record_bytes_max
+            out.append(self._codec.attempt(value) if served and value is not None else None)
+        return out
+
+    def _come_back(self, line: _Line, piece: _Piece, future: Future[Decoded | None]) -> None:
+        """Still on the thread, or, cancelled, on the loop."""
+        if not future.cancelled() and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._back, line, piece, future)
+
+    # ---- on the loop again
+
+    def _back(self, line: _Line, piece: _Piece, future: Future[Decoded | None]) -> None:
+        line.running -= 1
+        self._running -= 1
+        error = future.exception()
+        if error is not None:
+            if not line.memory.closed:
+                self._failed(line.memory, error)
+        elif (decoded := future.result()) is not None:
+            piece.segment.ahead = decoded
+            piece.done = True
+            self._release([line])
+        self.go()
+
+    def _release(self, lines: Iterable[_Line]) -> None:
+        """What is decoded, and has nothing before it that is not, joins its backlog."""
+        released = False
+        for line in lines:
+            while line.pieces and line.pieces[0].done and not line.memory.closed:
+                piece = line.pieces.popleft()
+                line.memory.undecoded_bytes -= piece.fetched_bytes
+                line.memory.offer(piece.segment)
+                released = True
+        if released:
+            self._ready()

@@ -1,0 +1,69 @@
+"""What comes in: fetched segments to their partitions' backlogs, and which partitions are held back meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from pipeline.ahead import Ahead
+from pipeline.metrics import Metrics
+from pipeline.ownership import Ownership
+from pipeline.partition import Memory
+from pipeline.transport.base import Transport
+
+FETCH_S = 0.5
+"""A fetch that finds nothing returns after this; consumers must be polled even when all is paused."""
+
+
+class Inflow:
+    """See the module. ``bound``: bytes that each of these memories' backlogs may have; ``ahead``: where records are
+    decoded first, None for a codec that needs no such thing; ``arrived`` is called when something was fetched."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        ownership: Ownership,
+        metrics: Metrics,
+        bound: Callable[[Sequence[Memory]], int],
+        ahead: Ahead | None,
+        arrived: Callable[[], None],
+    ) -> None:
+        self._transport, self._ownership, self._metrics = transport, ownership, metrics
+        self._bound, self._ahead, self._arrived = bound, ahead, arrived
+        self.paused: set[int] = set()
+        """Partitions whose backlog is full."""
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        while not stopping.is_set():
+            segments = await self._transport.fetch(FETCH_S)
+            for segment in segments:
+                memory = self._ownership.memory(segment.partition)
+                if memory is None:
+                    continue
+                segment.fetched_s = loop.time()
+                below = int((segment.offsets < memory.committed).sum()) if len(segment) else 0
+                if below:
+                    self._metrics.replay(replayed=below)
+                if self._ahead is not None:
+                    self._ahead.offer(memory, segment)
+                else:
+                    memory.offer(segment)
+            if segments:
+                self.throttle()
+                self._arrived()
+
+    def throttle(self) -> None:
+        """Pauses partitions whose backlog is full, resumes those with room again."""
+        if self._ahead is not None:
+            self._ahead.go()
+        memories = self._ownership.memories()
+        bound = self._bound(memories)
+        full = {m.partition for m in memories if m.waiting_bytes >= bound} - self.paused
+        if full:
+            self._transport.pause(full)
+            self.paused |= full
+        roomy = {m.partition for m in memories if m.waiting_bytes < bound // 2} & self.paused
+        if roomy:
+            self.paused -= roomy
+            self._transport.resume(roomy)

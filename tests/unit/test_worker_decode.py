@@ -1,0 +1,323 @@
+"""Images on the road, over the transport in memory: decoded on threads, exactly once, and in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import pipeline.codecs.video
+from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
+from pipeline.model_file import write_contract
+from pipeline.transport.memory import MemoryBroker
+from tests.pictures import picture
+from tests.unit.test_worker import PARTITIONS, counted, made, new_broker, outputs, partition_of, running, until
+from tests.unit.test_worker_liveness import soon
+
+PRIME = 2**31 - 1
+SIDE = 4
+SLOW = 64
+"""Images of this size are those that a test holds up."""
+
+
+@pytest.fixture(scope="module")
+def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of 4 x 4 grey pixels; h' = (31 h + their sum) mod PRIME, y = h'."""
+    n = helper.make_node
+    nodes = [
+        n("Cast", ["pixels"], ["wide"], to=TensorProto.INT64),
+        n("ReduceSum", ["wide", "axes"], ["sum"], keepdims=0),
+        n("Squeeze", ["h", "axis1"], ["h_flat"]),
+        n("Mul", ["h_flat", "factor"], ["a"]),
+        n("Add", ["a", "sum"], ["b"]),
+        n("Mod", ["b", "prime"], ["y"]),
+        n("Unsqueeze", ["y", "axis1"], ["h2"]),
+    ]
+    constants = {"axes": [1, 2], "axis1": [1], "factor": 31, "prime": PRIME}
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "watcher",
+        [info("pixels", TensorProto.UINT8, ["B", SIDE, SIDE]), info("h", TensorProto.INT64, ["B", 1])],
+        [info("y", TensorProto.INT64, ["B"]), info("h2", TensorProto.INT64, ["B", 1])],
+        [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    contract = Contract(
+        "watcher",
+        "1",
+        (StepInput("pixels", "uint8", (SIDE, SIDE)),),
+        (State("h", "h2", "int64", (1, 1), 0),),
+        (Output("y", "int64", ()),),
+        CodecSpec("video", settings={"max_pixels": 10_000}),
+        HeadSpec("tensor"),
+        batch_axis=0,
+        time_axis=None,
+    )
+    write_contract(model, contract)
+    file = tmp_path_factory.mktemp("watcher") / "model.onnx"
+    onnx.save(model, str(file))
+    return file
+
+
+def frame(seed: int, side: int = SIDE) -> tuple[bytes, int]:
+    """A picture of one level, and the sum of its pixels as the model sees them."""
+    level = seed % 256
+    return picture(np.full((side, side, 1), level, np.uint8), "PNG"), SIDE * SIDE * level
+
+
+def chain(sums: list[int], h: int = 0) -> list[int]:
+    out = []
+    for x in sums:
+        h = (31 * h + x) % PRIME
+        out.append(h)
+    return out
+
+
+class Gate:
+    """Holds up, on its thread, the decoding of every image of SLOW pixels' width."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.held = 0
+        self.threads: set[int] = set()
+        real = pipeline.codecs.video.decode
+        width = SLOW.to_bytes(4, "big")
+
+        def decode(value, target):  # type: ignore[no-untyped-def]
+            self.threads.add(threading.get_ident())
+            if value[16:20] == width:
+                self.held += 1
+                assert self.open.wait(20)
+            return real(value, target)
+
+        monkeypatch.setattr("pipeline.codecs.video.decode", decode)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+def keys_of(partition: int, n: int) -> list[bytes]:
+    return [k for k in (b"%d" % i for i in range(1000)) if partition_of(k) == partition][:n]
+
+
+def produce_frames(
+    broker: MemoryBroker, rng: np.random.Generator, streams: int, records: int
+) -> dict[bytes, list[int]]:
+    """Returns each stream's sums. One in ten is broken, one in thirty ends its stream."""
+    sent: dict[bytes, list[int]] = defaultdict(list)
+    for _ in range(records):
+        key = b"stream-%d" % rng.integers(streams)
+        value, x = frame(int(rng.integers(256)), int(rng.integers(1, 30)))
+        if rng.random() < 0.1:
+            broker.produce("in", partition_of(key), key, value[:40])
+            continue
+        broker.produce("in", partition_of(key), key, value)
+        sent[key].append(x)
+    return sent
+
+
+def check(broker: MemoryBroker, sent: dict[bytes, list[int]]) -> None:
+    assert outputs(broker) == {key: chain(sums) for key, sums in sent.items()}
+
+
+def total(sent: dict[bytes, list[int]]) -> int:
+    return sum(map(len, sent.values()))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_every_frame_comes_out_once_and_in_order_and_what_is_none_is_a_dead_letter(watcher, threads, gate):
+    broker, rng = new_broker(), np.random.default_rng(threads)
+    sent = produce_frames(broker, rng, 40, 600)
+    worker, _ = made(broker, watcher, decode_threads=threads)
+    async with running(worker) as task:
+        await until(
+            broker, task, lambda: counted(broker) == total(sent) and counted(broker, "in.dlq") == 600 - total(sent)
+        )
+    check(broker, sent)
+    assert {dict(e.headers)["eddy-error"] for _, _, e in broker.records("in.dlq")} == {b"image"}
+    assert threading.get_ident() not in gate.threads
+
+
+async def test_null_values_and_records_that_are_refused_keep_their_places(watcher):
+    broker = new_broker()
+    good, x = frame(3)
+    cases = [(b"k", good), (b"k", None), (None, good), (b"k", bytes(5000)), (b"k", b""), (b"k", good), (b"k", good)]
+    for key, value in cases:
+        broker.produce("in", 0, key, value)
+    worker, _ = made(broker, watcher, max_record_bytes=4000)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 3 and counted(broker, "in.dlq") == 3)
+    assert outputs(broker) == {b"k": [*chain([x]), *chain([x, x])]}
+    dead = [e for _, _, e in broker.records("in.dlq")]
+    assert [dict(e.headers)["eddy-error"] for e in dead] == [b"no-key", b"too-large", b"empty"]
+    assert [e.value for e in dead] == [good, bytes(5000), b""]
+
+
+async def test_huge_images_hold_up_neither_the_loop_nor_other_partitions(watcher, gate):
+    broker = new_broker()
+    slow, quick = keys_of(0, 1)[0], keys_of(1, 2)
+    huge, x_huge = frame(9, SLOW)
+    for _ in range(6):
+        broker.produce("in", 0, slow, huge)
+    worker, _ = made(broker, watcher)
+    async with running(worker) as task:
+        await soon(lambda: gate.held == 2)  # all threads that one partition may have
+        want: dict[bytes, list[int]] = defaultdict(list)
+        for seed in range(50):
+            value, x = frame(seed)
+            for key in quick:
+                broker.produce("in", 1, key, value)
+                want[key].append(x)
+        await until(broker, task, lambda: counted(broker) == 100)
+        check(broker, want)
+        await until(broker, task, lambda: broker.groups["g"].offsets[1].offset == 100)  # and are committed
+        assert broker.groups["g"].offsets[0].offset == 0
+        assert gate.held == 2
+        gate.open.set()
+        await until(broker, task, lambda: counted(broker) == 106)
+    check(broker, want | {slow: [x_huge] * 6})
+
+
+async def test_frames_of_one_partition_are_decoded_side_by_side(watcher, monkeypatch):
+    """Each of two waits for the other."""
+    both = threading.Barrier(2)
+    real = pipeline.codecs.video.decode
+
+    def decode(value, target):  # type: ignore[no-untyped-def]
+        both.wait(20)
+        return real(value, target)
+
+    monkeypatch.setattr("pipeline.codecs.video.decode", decode)
+    broker = new_broker()
+    value, x = frame(5)
+    for _ in range(10):
+        broker.produce("in", 0, b"k", value)
+    worker, _ = made(broker, watcher)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 10)
+    check(broker, {b"k": [x] * 10})
+
+
+async def test_a_partition_that_moves_while_its_frames_are_decoded_loses_and_repeats_nothing(watcher, gate):
+    broker = new_broker()
+    want: dict[bytes, list[int]] = defaultdict(list)
+    for seed in range(40):
+        for p in range(PARTITIONS):
+            value, x = frame(seed, SLOW if seed == 20 else SIDE)
+            key = keys_of(p, 3)[seed % 3]
+            broker.produce("in", p, key, value)
+            want[key].append(x)
+    first, _ = made(broker, watcher, worker_id="a")
+    second, _ = made(broker, watcher, worker_id="b")
+    async with running(first) as task:
+        await soon(lambda: gate.held >= 2)
+        async with running(second) as other:
+            await soon(lambda: first.ready and second.ready and len(broker.groups["g"].members) == 2)
+            gate.open.set()
+            await until(broker, other, lambda: counted(broker) >= 160)
+        await until(broker, task, lambda: counted(broker) >= 160)
+    check(broker, want)
+
+
+async def test_workers_that_die_while_frames_are_decoded_lose_and_repeat_nothing(watcher):
+    broker, rng = new_broker(), np.random.default_rng(6)
+    sent = produce_frames(broker, rng, 30, 1500)
+    for life in range(12):
+        worker, _ = made(broker, watcher, worker_id=f"w{life}", max_steps=100)
+        task = asyncio.create_task(worker.run())
+        await soon(lambda worker=worker: worker.ready)
+        for _ in range(int(rng.integers(1, 150))):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    worker, _ = made(broker, watcher)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) >= total(sent))
+    check(broker, sent)
+
+
+async def test_a_worker_ends_as_soon_as_the_image_in_hand_is_decoded(watcher, gate):
+    broker = new_broker()
+    huge, x = frame(9, SLOW)
+    for _ in range(20):
+        broker.produce("in", 0, b"k", huge)
+    worker, _ = made(broker, watcher)
+    task = asyncio.create_task(worker.run())
+    await soon(lambda: gate.held == 2)
+    worker.stop()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.wait_for(task, 20)
+    assert gate.held == 2
+    worker, _ = made(broker, watcher)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 20)
+    check(broker, {b"k": [x] * 20})
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> None:
+    """Memory is short at some calls."""
+    real, calls = pipeline.codecs.video.decode, [0]
+
+    def decode(value, target):  # type: ignore[no-untyped-def]
+        calls[0] += 1
+        if fails(calls[0]):
+            raise MemoryError
+        return real(value, target)
+
+    monkeypatch.setattr("pipeline.codecs.video.decode", decode)
+
+
+async def test_memory_that_is_short_for_a_moment_costs_no_record(watcher, monkeypatch, caplog):
+    broker, rng = new_broker(), np.random.default_rng(8)
+    sent = produce_frames(broker, rng, 10, 200)
+    failing(monkeypatch, lambda call: call in (7, 120))
+    worker, _ = made(broker, watcher)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == total(sent))
+    check(broker, sent)
+    assert "is taken over again: decoding failed: MemoryError" in caplog.text
+
+
+async def test_memory_that_stays_short_stops_the_partition_by_name(watcher, monkeypatch, caplog):
+    broker = new_broker()
+    broker.produce("in", 0, b"k", frame(1)[0])
+    failing(monkeypatch, lambda call: True)
+    worker, _ = made(broker, watcher)
+    async with running(worker):
+        await soon(lambda: "partition 0 stops: 5 runs failed in a row" in caplog.text)
+        assert not counted(broker, "in.dlq")
+
+
+async def test_frames_that_wait_decoded_are_bounded(watcher, monkeypatch):
+    """A step of these frames is larger than its record; what is decoded ahead counts as what it takes."""
+    monkeypatch.setattr("pipeline.pump.fair_bound", lambda total, partitions: 3000)
+    broker, rng = new_broker(), np.random.default_rng(9)
+    sent: dict[bytes, list[int]] = {b"k": []}
+    for seed in rng.integers(0, 256, 300).tolist():
+        value, x = frame(seed)
+        broker.produce("in", 0, b"k", value)
+        sent[b"k"].append(x)
+    worker, _ = made(broker, watcher, max_steps=3)
+    largest = 0
+
+    def done() -> bool:
+        nonlocal largest
+        largest = max(largest, *(m.backlog_bytes for m in worker._ownership.memories()), 0)
+        return counted(broker) == 300
+
+    async with running(worker) as task:
+        await until(broker, task, done)
+    check(broker, sent)
+    assert 0 < largest <= 3000 + 16 * len(frame(0)[0])
