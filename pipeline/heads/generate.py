@@ -6,8 +6,9 @@ not fed. What becomes visible goes out as UTF-8 in pieces, with the header ``edd
 generated step in the piece. The last piece, maybe empty, has ``eddy-finish``: ``end`` (the model drew its end token),
 ``stop`` (a stop text came; it is not shown) or ``length`` (as many tokens as asked for).
 
-All of a generation is in its stream's row, 226 bytes, all zero when none runs. A draw is a function of seed, key,
-offset of the prompt and step: it is the same wherever and beside whomever the stream runs.
+All of a generation is in its stream's row, all zero when none runs: 226 bytes, 362 where tokens are a tokenizer's. A
+draw is a function of seed, key, offset of the prompt and step: it is the same wherever and beside whomever the stream
+runs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.beside import NOTHING_BESIDE, Beside
-from pipeline.codecs.settings import Settings, is_integer
-from pipeline.codecs.text import Vocabulary, token_dtype
+from pipeline.codecs.settings import Settings
+from pipeline.codecs.text import token_dtype
 from pipeline.columns import I64, U8, AnyArray, Bools, Headers, Records
 from pipeline.contract import Contract
 from pipeline.errors import Broken, RecordError
@@ -29,7 +30,8 @@ from pipeline.heads.output import only_output
 from pipeline.heads.pieces import FINISH, STEP, merge_pieces
 from pipeline.heads.request import STOP_BYTES_MAX, STOPS_MAX, Request
 from pipeline.heads.sampling import draw, uniform
-from pipeline.heads.visible import REPLACEMENT, flush, show
+from pipeline.heads.visible import flush, show
+from pipeline.heads.vocabulary import Tokens
 
 ROW = np.dtype(
     [
@@ -53,6 +55,8 @@ ROW = np.dtype(
         ("stop", "u1", (STOPS_MAX, STOP_BYTES_MAX)),
     ]
 )
+TOKEN_ROW = np.dtype([*((name, ROW[name]) for name in ROW.names or ()), ("steps", "<i4", (3 + STOP_BYTES_MAX - 1,))])
+"""Where a token may be several characters, or a part of one: the step of each byte that is held, then of the carry."""
 
 
 def _at(name: str) -> slice:
@@ -69,8 +73,9 @@ class GenerateHead(Head):
 
     Settings, the defaults of what a record asks for in headers ``eddy-max-steps``, ``eddy-temperature`` and so on:
     ``{"max_steps": 256, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0, "stop": []}``; and ``"end_token"``,
-    which is null unless the model has one. Raises ContractError for a wrong one, or unless the codec is ``text`` and
-    the output has a logit for every token.
+    which is null unless the model has one. Tokens of a tokenizer come with ``flush`` "record", as a prompt is all of
+    its text; there the end token may be given by its name. Raises ContractError for a wrong setting, or unless the
+    codec is ``text`` and the output has a logit for every token.
     """
 
     memory_bytes = ROW.itemsize
@@ -83,26 +88,15 @@ class GenerateHead(Head):
         if contract.codec.kind != "text":
             raise settings.error(f"needs the codec text, which says what tokens are; it has {contract.codec.kind!r}")
         output = only_output(contract, settings)
-        size = output.shape[0]
         self._default = Request.of_settings(settings)
-        end = settings.take(
-            "end_token", None, f"a token below {size} or null", lambda v: v is None or (is_integer(v) and 0 <= v < size)
-        )
+        tokens = Tokens.of(contract, beside, settings, output)
         settings.finish()
-        vocabulary = Vocabulary.of(contract)
-        texts = vocabulary.texts()
-        beyond = {vocabulary.unknown, end}
-        if size < len(texts) or (vocabulary.characters and any(t not in beyond for t in range(len(texts), size))):
-            raise settings.error(
-                f"output {output.name!r} has {size} logits for {len(texts)} tokens of the vocabulary; only the unknown"
-                " token and the end token may come on top"
-            )
-        self._texts = texts + [REPLACEMENT.encode()] * (size - len(texts))
-        self._end = -1 if end is None else end
-        self._by_character = vocabulary.characters is not None
+        self._texts, self._unit = tokens.texts, tokens.unit
+        self._end = -1 if tokens.end is None else tokens.end
         self._dtype = token_dtype(contract)
-        self._lead = np.array([text[0] for text in self._texts], np.uint8)
-        self._whole = np.array([self._by_character or len(text) > 1 or text[0] < 128 for text in self._texts])
+        self._whole, self._holds = tokens.whole(), tokens.holds()
+        self._row = TOKEN_ROW if self._unit == "tokens" else ROW
+        self.memory_bytes = self._row.itemsize
         self._template = self._row_of(self._default)
         self.reads = (output.name,)
 
@@ -124,14 +118,14 @@ class GenerateHead(Head):
             for j, i in enumerate(index.tolist()):
                 if finished.headers[i]:
                     raw[j] = self._row_of(self._default.with_headers(finished.headers[i]))
-        asked = _rows(raw)["max_steps"] > 0
+        asked = self._rows(raw)["max_steps"] > 0
         index, raw = index[asked], raw[asked]
         if not len(index):
             return NOTHING
         slots = finished.slots[index]
         if memory[slots, 0].any():
             raise Broken("a prompt was applied to a stream that is still generating")
-        rows = _rows(raw)
+        rows = self._rows(raw)
         rows["active"] = 1
         rows["offset"] = finished.offsets[index]
         rows["timestamp"] = finished.timestamps[index]
@@ -155,7 +149,7 @@ class GenerateHead(Head):
         raw = memory[slots]
         if not raw[:, 0].all():
             raise Broken("a step was generated for a stream that is not generating")
-        rows = _rows(raw)
+        rows = self._rows(raw)
         offsets, timestamps = rows["offset"].copy(), rows["timestamp"].copy()
         shown = self._next(raw, rows, outputs[0])
         memory[slots] = raw
@@ -179,7 +173,7 @@ class GenerateHead(Head):
         # character, or may belong to a stop text.
         special = (tokens == self._end) | ~self._whole[tokens] | (rows["held_bytes"] > 0) | (rows["carry_bytes"] > 0)
         if rows["stops"].any():
-            special |= (rows["stop"][:, :, 0] == self._lead[tokens][:, None]).any(axis=1)
+            special |= self._holds[rows["stop"][:, :, 0], tokens[:, None]].any(axis=1)
         over = last.copy()
         texts: list[bytes | None] = [self._texts[t] for t in tokens.tolist()]
         extra: list[Headers] = [((STEP, b"%d" % s),) for s in step.tolist()]
@@ -204,8 +198,12 @@ class GenerateHead(Head):
         """One row, one token -> its piece (None: nothing to see), the piece's headers, whether that was the last."""
         held = raw[_HELD][: int(row["held_bytes"][0])].tobytes()
         carry = raw[_CARRY][: int(row["carry_bytes"][0])].tobytes()
-        steps_held = len(held.decode()) if self._by_character else len(held)
-        first = (STEP, b"%d" % (step - steps_held - len(carry)))
+        if self._unit == "tokens":
+            steps = [*row["steps"][0, : len(held) + len(carry)].tolist(), *([step] * len(self._texts[token])), step]
+        else:
+            count = len(held.decode()) if self._unit == "characters" else len(held)
+            steps = [step - count - len(carry)]
+        first = (STEP, b"%d" % steps[0])
         if token == self._end:
             return flush(held, carry), (first, (FINISH, b"end")), True
         shown = show(held, carry, self._texts[token], _stops_of(raw, row))
@@ -216,12 +214,16 @@ class GenerateHead(Head):
         row["held_bytes"], row["carry_bytes"] = len(shown.held), len(shown.carry)
         raw[_HELD] = _padded(shown.held, STOP_BYTES_MAX - 1)
         raw[_CARRY] = _padded(shown.carry, 3)
+        if self._unit == "tokens":
+            waiting = len(shown.held) + len(shown.carry)
+            row["steps"][0] = 0
+            row["steps"][0, :waiting] = steps[len(steps) - 1 - waiting : -1]
         return shown.text or None, (first,), False
 
     def _row_of(self, request: Request) -> U8:
         """The row of a generation that is yet to begin, ``uint8 [memory_bytes]``."""
-        raw: U8 = np.zeros(ROW.itemsize, np.uint8)
-        row = _rows(raw[None])
+        raw: U8 = np.zeros(self._row.itemsize, np.uint8)
+        row = self._rows(raw[None])
         row["max_steps"], row["temperature"] = request.max_steps, request.temperature
         row["top_k"], row["top_p"], row["seed"] = request.top_k, request.top_p, request.seed
         row["stops"] = len(request.stop)
@@ -230,16 +232,15 @@ class GenerateHead(Head):
             row["stop"][0, j] = _padded(stop, STOP_BYTES_MAX)
         return raw
 
+    def _rows(self, raw: U8) -> NDArray[Any]:
+        """``uint8 [B, memory_bytes]``, contiguous -> the same bytes as ``ROW [B]``."""
+        rows: NDArray[Any] = raw.view(self._row)[:, 0]
+        return rows
+
 
 def stream_number(key: bytes) -> int:
     """64 bits of a key, for the draws."""
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
-
-
-def _rows(raw: U8) -> NDArray[Any]:
-    """``uint8 [B, memory_bytes]``, contiguous -> the same bytes as ``ROW [B]``."""
-    rows: NDArray[Any] = raw.view(ROW)[:, 0]
-    return rows
 
 
 def _stops_of(raw: U8, row: NDArray[Any]) -> list[bytes]:

@@ -20,6 +20,7 @@ from pipeline.heads.transcribe import TranscribeHead
 from tests.contract.codec_suite import inherited
 from tests.contract.head_suite import Event, HeadSuite, Moment
 from tests.contracts import tensor_contract, text_contract
+from tests.tokenizations import tokens_contract
 
 
 class TestTensor(HeadSuite):
@@ -63,6 +64,20 @@ class TestGenerate(HeadSuite):
             st.just([("traceparent", b"00-1")]) | st.just([]),
         )
         return some.map(lambda parts: tuple(h for part in parts for h in part))
+
+
+class TestGenerateTokens(TestGenerate):
+    """Parts of characters, words, a token without text, and the end by its name."""
+
+    contract, beside = tokens_contract(
+        "byte-level", head={"max_steps": 12, "end_token": "<|endoftext|>"}, cut="whitespace", dtype="int32"
+    )
+    bias = np.where(np.isin(np.arange(340), [0, *range(60, 70), 195, 169, 320, 330, 338]), 0.0, -50.0)
+
+    made = GenerateHead(contract, beside)
+
+    def make(self) -> Head:
+        return self.made  # it keeps nothing of a stream
 
 
 class TestGenerateBytes(TestGenerate):

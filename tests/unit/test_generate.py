@@ -32,8 +32,8 @@ def logits_for(head: GenerateHead, tokens: Sequence[int], size: int) -> np.ndarr
 class Telling:
     """One stream whose model says what it is told to; greedy, so that it is drawn."""
 
-    def __init__(self, contract: Contract, headers: Headers = ()) -> None:
-        self.head = GenerateHead(contract)
+    def __init__(self, contract: Contract, headers: Headers = (), head: GenerateHead | None = None) -> None:
+        self.head = head or GenerateHead(contract)
         self.size = contract.outputs[0].shape[0]
         self.memory = np.zeros((3, self.head.memory_bytes), np.uint8)
         self.headers = headers
