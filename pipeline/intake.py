@@ -133,6 +133,8 @@ class Intake:
             key, value, error = segment.keys[i], segment.values[i], odd[i]
             if key is not None and value is None:
                 self._end(memory, taken, i, key)
+                if error is not None:
+                    taken.failed[i] = (error, key, value)
             elif error is not None:
                 if key is not None:
                     slot = self._slots.lookup(memory.index, [key])
@@ -221,7 +223,7 @@ class Intake:
         ended[[at + i for t, at in zip(taken, starts) for i in t.ended]] = True
         nulls = [i for i, v in enumerate(values) if v is None] if None in values else []
         self._take_given(keys, values, slots, headers, failed)
-        counts, columns = self._decode(keys, values, slots, failed, nulls, join_ahead(segments))
+        counts, columns = self._decode(keys, values, slots, failed, nulls, ended, join_ahead(segments))
         if self._head.generates:
             self._slots.busy[slots] = True
             self._slots.busy[SCRATCH] = False
@@ -284,6 +286,7 @@ class Intake:
         slots: I64,
         failed: dict[int, tuple[RecordError, bytes | None, bytes | None]],
         nulls: list[int],
+        ended: Bools,
         ahead: Sequence[AnyArray | RecordError | None] | None,
     ) -> tuple[I64, tuple[AnyArray, ...]]:
         """Counts of all records and the columns of their steps; adds to ``failed``. ``ahead``: see Segment."""
@@ -306,7 +309,15 @@ class Intake:
             failed[i] = (error, keys[i], values[i])
         counts = np.zeros(len(values), np.int64)
         counts[good] = decoded.counts
-        return counts, decoded.values
+        # A stream's last steps, unless the model failed on them before.
+        ends = np.array([i for i in np.flatnonzero(ended).tolist() if i not in failed], np.int64)
+        last = self._codec.end(slots[ends], memory) if len(ends) else None
+        if last is None:
+            return counts, decoded.values
+        counts[ends] = last.counts
+        record = np.concatenate([np.repeat(good, decoded.counts), np.repeat(ends, last.counts)])
+        order = record.argsort(kind="stable")
+        return counts, tuple(np.concatenate(pair)[order] for pair in zip(decoded.values, last.values))
 
     def _kept(self, counts: I64, fed: int) -> tuple[I64 | None, int]:
         """Which outputs the head wants: of all steps, or of each record's last and of every generated one."""

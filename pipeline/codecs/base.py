@@ -50,6 +50,11 @@ class Codec(ABC):
         A stream may have several records in one call: they are decoded in order. Never raises for bad bytes.
         """
 
+    def end(self, slots: I64, memory: U8) -> Steps | None:
+        """Steps of what still waits in the rows of streams that end, different ones; none may fail. None: there are
+        none."""
+        return None
+
 
 class AheadCodec(Codec):
     """A codec whose records are one step each, by themselves. It keeps nothing of a stream."""

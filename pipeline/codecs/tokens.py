@@ -69,7 +69,7 @@ class TokenCodec(Codec):
         return self._steps(cut)
 
     def end(self, slots: I64, memory: U8) -> Steps:
-        """The steps of the word that waits; half a character is none."""
+        """The steps of the word that waits; half a character is none, nor a word without tokens."""
         texts = [_apart(held)[0] for held in _held(memory[slots])] if self._holds else [""] * len(slots)
         words = [text for text in texts if text]
         self._known.learn(words)

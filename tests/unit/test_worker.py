@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
+from pipeline.beside import Beside
 from pipeline.config import Config
 from pipeline.metrics import Metrics
 from pipeline.model_file import load_graph, read_contract
@@ -40,7 +41,7 @@ def made(broker: MemoryBroker, file: Path, worker_id: str = "w", **settings) -> 
     model = load_graph(file)
     contract = read_contract(model, str(file))
     metrics = Metrics(contract.name, contract.model_version)
-    return Worker(config, MemoryTransport(broker, config), model, contract, metrics), metrics
+    return Worker(config, MemoryTransport(broker, config), model, contract, metrics, Beside(file.parent)), metrics
 
 
 @contextlib.asynccontextmanager
