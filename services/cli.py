@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from export.adopt.command import add_adopt_parser
@@ -19,6 +20,7 @@ from services.broker import add_broker_parser
 from services.settings import add_settings
 
 BOOTSTRAP = "127.0.0.1:9092"
+DEMOS = ("text", "language", "sentiment", "speech", "video")
 
 
 class Parser(argparse.ArgumentParser):
@@ -111,17 +113,19 @@ def _add_demo(commands: Commands) -> None:
     parser = _command(
         commands,
         "demo",
-        "everything at once, on an embedded broker: prompts in, generated text out",
-        "  eddy demo\n  eddy demo text --steps 80",
+        "everything at once, on an embedded broker: streams in, a model's answers out, live",
+        "  eddy demo\n  eddy demo text --steps 80\n  eddy demo speech\n  eddy demo video --model models/video/1",
     )
-    parser.add_argument("what", nargs="?", default="text", choices=("text",), help="which demo [text]")
-    parser.add_argument("--steps", type=int, default=120, metavar="N", help="characters to generate a stream [120]")
-    parser.add_argument("--model", metavar="DIR", help="a model with the head generate [the shipped one]")
+    parser.add_argument("what", nargs="?", default="text", choices=DEMOS, help="which demo [text]")
+    parser.add_argument("--steps", type=int, default=120, metavar="N", help="text: steps to generate a stream [120]")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a model of the same kind [the shipped one]")
 
     def handler(args: argparse.Namespace) -> int:
-        from services.demo import demo
+        from services.demos import make_demo
+        from services.demos.run import run_demo
 
-        return demo(args)
+        run_demo(make_demo(args.what, args.steps), args.model)
+        return 0
 
     parser.set_defaults(handler=handler)
 

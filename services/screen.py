@@ -24,6 +24,8 @@ class Screen:
         self._live = out.isatty()
         self._waiting: tuple[str, float] | None = None
         self._texts: dict[str, str] = {}
+        self._marks: dict[str, str] = {}
+        """What stands before a stream's text."""
         self._said: dict[str, int] = {}
         """How much of a stream's text is out already, in lines."""
         self._width = 0
@@ -61,6 +63,7 @@ class Screen:
     def open(self, keys: Sequence[str]) -> None:
         """Room for these streams."""
         self._texts = dict.fromkeys(keys, "")
+        self._marks = dict.fromkeys(keys, "")
         self._said = dict.fromkeys(keys, 0)
         self._width = max(map(len, keys))
         if self._live:
@@ -74,9 +77,26 @@ class Screen:
             for key, _ in pieces:
                 self._say_rest(key, LINE_CHARACTERS)
             return
-        room = max(20, shutil.get_terminal_size().columns - self._width - 4)
-        lines = [f"{CLEAR}{self._label(key)}{_flat(text)[-room:]}\n" for key, text in self._texts.items()]
-        self._write(f"\x1b[{len(lines)}A{''.join(lines)}")
+        self._draw()
+
+    def put(self, key: str, text: str) -> None:
+        """Its text is this now; in a log nothing is said of it, as it may change again."""
+        self._texts[key] = text
+        if self._live:
+            self._draw()
+
+    def line(self, key: str, text: str, mark: str = "") -> None:
+        """A line that stays: in a log one more, on a terminal in place of the one before."""
+        self._marks[key] = mark
+        self.put(key, text)
+        if not self._live:
+            self._write(f"{self._label(key)}{_flat(text)}\n")
+
+    def mark(self, key: str, mark: str) -> None:
+        """What is known of its text so far."""
+        self._marks[key] = mark
+        if self._live:
+            self._draw()
 
     def end(self, key: str) -> None:
         """Nothing more of this stream comes."""
@@ -94,8 +114,17 @@ class Screen:
                     textwrap.fill(_flat(text), width, initial_indent=label, subsequent_indent=" " * len(label)) + "\n"
                 )
 
+    def _draw(self) -> None:
+        columns = shutil.get_terminal_size().columns
+        lines = []
+        for key, text in self._texts.items():
+            label = self._label(key)
+            lines.append(f"{CLEAR}{label}{_flat(text)[-max(20, columns - len(label) - 1) :]}\n")
+        self._write(f"\x1b[{len(lines)}A{''.join(lines)}")
+
     def _label(self, key: str) -> str:
-        return f"{key:<{self._width}} | "
+        mark = f"{self._marks[key]} | " if self._marks[key] else ""
+        return f"{key:<{self._width}} | {mark}"
 
     def _say_rest(self, key: str, least: int) -> None:
         """What is not said yet, in lines that end between words, once there are ``least`` characters."""

@@ -54,3 +54,28 @@ def test_waiting_is_said_once_in_a_log_and_timed() -> None:
     terminal = Terminal()
     Screen(terminal).progress("fetching", 1, 4)
     assert "fetching ... 25%" in terminal.getvalue()
+
+
+def test_a_log_keeps_every_line_and_a_terminal_the_last() -> None:
+    out, terminal = io.StringIO(), Terminal()
+    for to in (out, terminal):
+        screen = Screen(to)
+        screen.open(["a", "b"])
+        screen.put("a", "hel")
+        screen.line("a", "hello", "0.0-0.4 s")
+        screen.line("a", "again", "0.9-1.4 s")
+        screen.close()
+    assert out.getvalue().splitlines() == ["a | 0.0-0.4 s | hello", "a | 0.9-1.4 s | again"]
+    assert terminal.getvalue().rsplit("\x1b[J", 1)[1].splitlines()[0] == "a | 0.9-1.4 s | again"
+
+
+def test_a_mark_stands_before_the_text_it_is_of() -> None:
+    out = io.StringIO()
+    screen = Screen(out)
+    screen.open(["a"])
+    screen.grow([("a", "ein ")])
+    screen.mark("a", "de 61%")
+    screen.grow([("a", "Satz")])
+    screen.mark("a", "de 97%")
+    screen.end("a")
+    assert out.getvalue() == "a | de 97% | ein Satz\n"

@@ -8,9 +8,8 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,32 +24,16 @@ from pipeline.model_file import load_graph, read_contract
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
 from pipeline.worker import Worker
 from services.cluster import connected, ensure_topics
+from services.demos.base import Came, Sent
 from services.embedded import DIE_WITH_PARENT, Broker
 from services.http import Pages
 from services.jars import KAFKA_VERSION, Progress
 from services.tail import batches, following
 
-INPUT, OUTPUT = "prompts", "texts"
 PARTITIONS = 4
 ASK_S = 0.03
 READY_MAX_S = 30.0
 STARTING = "starting the worker"
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    key: str
-    text: str
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Generated text that became visible; ``finish`` says why no more comes."""
-
-    key: str
-    text: str
-    finish: str | None
 
 
 class Road(Protocol):
@@ -60,58 +43,57 @@ class Road(Protocol):
     ended: asyncio.Future[str]
     """Done, with the worker's last words, if it ends by itself."""
 
-    async def send(self, prompt: Prompt) -> None: ...
+    async def send(self, record: Sent) -> None: ...
 
-    def pieces(self) -> AsyncIterator[list[Piece]]:
+    def outputs(self) -> AsyncIterator[list[Came]]:
         """From the beginning, in lists as they arrive; never ends."""
-
-
-def piece_of(key: bytes, value: bytes, headers: Mapping[str, bytes]) -> Piece:
-    finish = headers.get("eddy-finish")
-    return Piece(key.decode(), value.decode(), None if finish is None else finish.decode())
 
 
 class KafkaRoad:
     """Over Kafka; the worker is another process."""
 
-    def __init__(self, worker: WorkerProcess, consumer: AIOKafkaConsumer, producer: AIOKafkaProducer) -> None:
+    def __init__(
+        self, worker: WorkerProcess, consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, topic: str
+    ) -> None:
         self.name = f"Apache Kafka {KAFKA_VERSION}"
         self.url = worker.url
         self.ended = worker.ended
-        self._consumer, self._producer = consumer, producer
+        self._consumer, self._producer, self._topic = consumer, producer, topic
 
-    async def send(self, prompt: Prompt) -> None:
-        headers = [(name, value.encode()) for name, value in prompt.headers.items()]
-        await self._producer.send(INPUT, prompt.text.encode(), prompt.key.encode(), headers=headers)
+    async def send(self, record: Sent) -> None:
+        headers = [(name, value.encode()) for name, value in record.headers.items()]
+        await self._producer.send(self._topic, record.value, record.key.encode(), headers=headers)
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
+    async def outputs(self) -> AsyncIterator[list[Came]]:
         async for records in batches(self._consumer):
-            yield [piece_of(r.key or b"", r.value or b"", dict(r.headers)) for r in records]
+            yield [Came((r.key or b"").decode(), r.value or b"", dict(r.headers), r.timestamp) for r in records]
 
 
 @asynccontextmanager
-async def kafka_road(model: Path, progress: Progress) -> AsyncIterator[KafkaRoad]:
+async def kafka_road(model: Path, topic_in: str, topic_out: str, progress: Progress) -> AsyncIterator[KafkaRoad]:
     """Everything is ready inside; at the end the worker drains and the broker is gone. Raises BrokerUnavailable."""
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker.running(progress=progress))
         async with connected(broker.address) as client:
-            await ensure_topics(client, (INPUT, OUTPUT), PARTITIONS, 1)
-        worker = await stack.enter_async_context(worker_process(model, broker.address, progress))
-        consumer = await stack.enter_async_context(following(broker.address, OUTPUT, from_beginning=True))
+            await ensure_topics(client, (topic_in, topic_out), PARTITIONS, 1)
+        worker = await stack.enter_async_context(worker_process(model, topic_in, topic_out, broker.address, progress))
+        consumer = await stack.enter_async_context(following(broker.address, topic_out, from_beginning=True))
         producer = AIOKafkaProducer(bootstrap_servers=broker.address)
         await producer.start()
         stack.push_async_callback(producer.stop)
         await worker.until_ready()
         progress(STARTING, 1, 1)
-        yield KafkaRoad(worker, consumer, producer)
+        yield KafkaRoad(worker, consumer, producer, topic_in)
 
 
 @asynccontextmanager
-async def worker_process(model: Path, address: str, progress: Progress) -> AsyncIterator[WorkerProcess]:
+async def worker_process(
+    model: Path, topic_in: str, topic_out: str, address: str, progress: Progress
+) -> AsyncIterator[WorkerProcess]:
     """`eddy run`, started; at the end it drains. Raises EddyError with its own words if it fails."""
     progress(STARTING, 0, 1)
-    command = [sys.executable, "-P", "-m", "services", "run", "--model", str(model), "--input", INPUT]
-    command += ["--output", OUTPUT, "--bootstrap-servers", address, "--http-port", "0", "--log-format", "json"]
+    command = [sys.executable, "-P", "-m", "services", "run", "--model", str(model), "--input", topic_in]
+    command += ["--output", topic_out, "--bootstrap-servers", address, "--http-port", "0", "--log-format", "json"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command),
         stdin=asyncio.subprocess.DEVNULL,
@@ -188,42 +170,44 @@ def _answers(url: str) -> bool:
 class MemoryRoad:
     """Inside this process; nothing survives it."""
 
-    def __init__(self, broker: MemoryBroker, url: str, ended: asyncio.Future[str]) -> None:
+    def __init__(
+        self, broker: MemoryBroker, url: str, ended: asyncio.Future[str], topic_in: str, topic_out: str
+    ) -> None:
         self.name = MemoryTransport.name
         self.url = url
         self.ended = ended
-        self._broker = broker
+        self._broker, self._topic_in, self._topic_out = broker, topic_in, topic_out
         self._partition = DefaultPartitioner()
 
-    async def send(self, prompt: Prompt) -> None:
-        key = prompt.key.encode()
+    async def send(self, record: Sent) -> None:
+        key = record.key.encode()
         partition = self._partition(key, list(range(PARTITIONS)), list(range(PARTITIONS)))
-        headers = [(name, value.encode()) for name, value in prompt.headers.items()]
-        self._broker.produce(INPUT, partition, key, prompt.text.encode(), headers)
+        headers = [(name, value.encode()) for name, value in record.headers.items()]
+        self._broker.produce(self._topic_in, partition, key, record.value, headers)
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
+    async def outputs(self) -> AsyncIterator[list[Came]]:
         arrived = self._broker.listen()
-        logs = self._broker.topics[OUTPUT]
+        logs = self._broker.topics[self._topic_out]
         seen = [0] * len(logs)
         while True:
             fresh = [entry for at, log in zip(seen, logs) for entry in log[at:]]
             seen = [len(log) for log in logs]
             if fresh:
-                yield [piece_of(e.key or b"", e.value or b"", dict(e.headers)) for e in fresh]
+                yield [Came((e.key or b"").decode(), e.value or b"", dict(e.headers), e.timestamp) for e in fresh]
             await arrived.wait()
             arrived.clear()
 
 
 @asynccontextmanager
-async def memory_road(model: Path) -> AsyncIterator[MemoryRoad]:
+async def memory_road(model: Path, topic_in: str, topic_out: str) -> AsyncIterator[MemoryRoad]:
     """The same worker in this process; at the end it drains."""
     graph = load_graph(model)
     contract = read_contract(graph, str(model))
     broker = MemoryBroker()
-    for topic in (INPUT, OUTPUT):
+    for topic in (topic_in, topic_out):
         broker.create(topic, PARTITIONS)
     config = Config(
-        input=INPUT, output=OUTPUT, group=f"eddy-{contract.name}", worker_id="demo", bootstrap_servers="memory"
+        input=topic_in, output=topic_out, group=f"eddy-{contract.name}", worker_id="demo", bootstrap_servers="memory"
     )
     metrics = Metrics(contract.name, contract.model_version)
     worker = Worker(config, MemoryTransport(broker, config), graph, contract, metrics, Beside(model.parent))
@@ -232,7 +216,7 @@ async def memory_road(model: Path) -> AsyncIterator[MemoryRoad]:
         running = asyncio.create_task(worker.run())
         running.add_done_callback(lambda task: ended.set_result(str(None if task.cancelled() else task.exception())))
         try:
-            yield MemoryRoad(broker, pages.url, ended)
+            yield MemoryRoad(broker, pages.url, ended, topic_in, topic_out)
         finally:
             worker.stop()
             await running
