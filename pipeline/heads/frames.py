@@ -20,7 +20,7 @@ ROW = np.dtype(
         ("surprise", "<i8"),  # -log p of the utterance's likeliest characters, summed, in millionths
         ("characters", "<i4"),  # how many these are
         ("last", "<i4"),  # 1 + the label of the last step; 0: the blank, or no step yet
-        ("size", "<i4"),  # of the text or the hypotheses behind these fields
+        ("size", "<i4"),  # of the text behind these fields, bytes; of a beam: 1 where it is quiet
     ]
 )
 """How a stream's row begins."""
@@ -38,6 +38,8 @@ class Frames:
     """int64 ``[B]``, distinct."""
     rows: NDArray[Any]
     """``ROW [B]``, a copy: as they are after the steps, but for the utterance's fields."""
+    heard_before: I64
+    """int64 ``[B]``: ``heard`` of the step before these."""
     first: I64
     """int64 ``[B + 1]``: where each stream's steps begin."""
     record: I64
@@ -88,6 +90,7 @@ def frames_of(finished: Finished, memory: AnyArray, labels: Labels) -> Frames | 
     mine = place >= np.repeat(first[:-1], lengths)
     heard = np.where(mine, number[place] + 1, np.repeat(rows["heard"], lengths))
 
+    heard_before = rows["heard"].copy()
     at = first[1:][moved] - 1
     rows["steps"] += lengths
     rows["heard"][moved] = heard[at]
@@ -95,6 +98,7 @@ def frames_of(finished: Finished, memory: AnyArray, labels: Labels) -> Frames | 
     return Frames(
         slots,
         rows,
+        heard_before,
         first,
         record,
         np.append(record_first, len(record)),

@@ -48,9 +48,10 @@ class Greedy:
     def decode(self, frames: Frames, outputs: AnyArray, memory: U8, answers: Answers) -> None:
         """Changes the rows of ``frames``, and the text behind them in ``memory``."""
         rows, limits = frames.rows, self._limits
-        is_event = frames.new | (frames.number + 1 - frames.heard == limits.silence)
-        events = np.flatnonzero(is_event)
-        labels = np.where(frames.new[events], frames.label[events], -1)
+        silent = frames.number + 1 - frames.heard == limits.silence
+        events = np.flatnonzero(frames.new | silent)
+        # A space is silence, too: where it completes it, the end point matters more.
+        labels = np.where(silent[events], -1, frames.label[events])
         surprise = np.zeros(len(events), np.int64)
         if self._confidence:
             said = np.flatnonzero(labels >= 0)

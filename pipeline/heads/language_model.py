@@ -116,15 +116,13 @@ class LanguageModel:
         path.write_bytes(self.to_bytes())
 
     @staticmethod
-    def from_bytes(content: bytes, where: str) -> LanguageModel:
-        """Raises ContractError naming ``where`` for what is no such file."""
+    def from_bytes(content: bytes) -> LanguageModel:
+        """Raises ContractError for what is no such file."""
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 header = json.loads(file["header"].tobytes())
                 if header["format"] != FORMAT:
-                    raise ContractError(
-                        f"{where}: its format is {header['format']}, this Eddy reads {FORMAT}; build it again"
-                    )
+                    raise ContractError(f"its format is {header['format']}, this Eddy reads {FORMAT}; build it again")
                 sizes = [int(size) for size in header["sizes"]]
                 ends = np.cumsum(sizes)
                 contexts = np.cumsum([1, *sizes])
@@ -136,18 +134,16 @@ class LanguageModel:
                 )
                 model = LanguageModel(tuple(header["alphabet"]), tuple(Level(*part) for part in parts))
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ContractError(
-                f"{where}: no language model ({type(error).__name__}: {error}); build it again"
-            ) from None
-        model.check(where)
+            raise ContractError(f"no language model ({type(error).__name__}: {error}); build it again") from None
+        model.check()
         return model
 
-    def check(self, where: str) -> None:
+    def check(self) -> None:
         """Raises ContractError for tables that do not fit each other."""
 
         def need(condition: bool, what: str) -> None:
             if not condition:
-                raise ContractError(f"{where}: no whole language model ({what}); build it again")
+                raise ContractError(f"no whole language model ({what}); build it again")
 
         need(0 < len(self.alphabet) <= ALPHABET_MAX and len(set(self.alphabet)) == len(self.alphabet), "its alphabet")
         need(1 <= self.order <= ORDER_MAX, f"n-grams of up to {self.order} characters")
@@ -170,7 +166,7 @@ class LanguageModel:
     # ---- its use
 
     def tables(self, labels: Sequence[str]) -> Tables:
-        """For labels that are single characters of the alphabet. The empty one is none: its ``log`` is -inf, and the
+        """For labels that are single characters of the alphabet. The empty one is none: its ``log`` is 0, and the
         state after it is the same. Raises ContractError naming the labels that the model does not know."""
         numbers = {character: i for i, character in enumerate(self.alphabet, 1)}
         unknown = [label for label in labels if label and label not in numbers]
@@ -184,7 +180,7 @@ class LanguageModel:
         log, after = np.ascontiguousarray(log[:, columns]), np.ascontiguousarray(after[:, columns])
         for j, label in enumerate(labels):
             if not label:
-                log[:, j], after[:, j] = -np.inf, np.arange(len(after))
+                log[:, j], after[:, j] = 0, np.arange(len(after))
         return Tables(log, after, begin, self.order - 1)
 
     def automaton(self) -> tuple[F32, I32, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,10 +89,9 @@ class Answers:
 
 def seconds(settings: Settings, name: str, default: float | None, low: float, high: float) -> float:
     """A number of seconds; required where ``default`` is None. Raises ContractError."""
-    value = settings.take(
-        name,
-        default,
-        f"a number from {low:g} to {high:g}",
-        lambda v: (is_integer(v) or isinstance(v, float)) and low <= v <= high,
-    )
-    return float(value)
+    return real(settings, name, default, f"a number from {low:g} to {high:g}", lambda v: low <= v <= high)
+
+
+def real(settings: Settings, name: str, default: float | None, expected: str, fits: Callable[[float], bool]) -> float:
+    """A number, whole or not; required where ``default`` is None. Raises ContractError."""
+    return float(settings.take(name, default, expected, lambda v: (is_integer(v) or isinstance(v, float)) and fits(v)))

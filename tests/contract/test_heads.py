@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.language_model import build
+from pipeline.beside import Beside, entry
 from pipeline.columns import Headers
 from pipeline.contract import Contract, Output
 from pipeline.heads.base import Head
@@ -87,12 +91,16 @@ class TestGenerateBytes(TestGenerate):
     bias = np.where(np.isin(np.arange(257), [*b"ab\xc3\xa9\xe2\x82\xac\xff\xed\xa0", 256]), 0.0, -50.0)
 
 
-def transcribing(outputs: Sequence[Output] = (Output("logits", "float32", (5,)),), **settings: Any) -> Contract:
+def transcribing(
+    outputs: Sequence[Output] = (Output("logits", "float32", (5,)),),
+    labels: Sequence[str] = ("a", "", " ", "wörd", "b"),
+    **settings: Any,
+) -> Contract:
     return tensor_contract(
         outputs=outputs,
         head="transcribe",
         output="logits",
-        labels=("a", "", " ", "wörd", "b"),
+        labels=labels,
         settings={"step_s": 0.1, **settings},
     )
 
@@ -134,6 +142,27 @@ class TestTranscribeFinalsOfHalves(TestTranscribe):
     contract = transcribing(
         (Output("x", "int64", ()), Output("logits", "float16", (5,))), silence_s=0, partial=False, confidence=True
     )
+
+
+class TestTranscribeByBeam(TestTranscribe):
+    """Hypotheses that disagree for longer than a tail, among them, and steps that are not searched."""
+
+    contract = transcribing(
+        silence_s=0.3, longest_s=2.1, max_bytes=16, confidence=True, beam=3, insertion_bonus=0.5, certain=0.6
+    )
+
+
+class TestTranscribeByBeamWithLanguageModel(TestTranscribe):
+    model = build(["a ba a", "abba b", "wörd"], 4, alphabet="abwörd ")
+    file = entry("lm.bin", model.to_bytes())
+    contract = transcribing(
+        labels=("a", "", " ", "w", "b"), max_bytes=200, silence_s=1.0, beam=4, lm_weight=0.7, language_model=file
+    )
+
+    def make(self) -> Head:
+        with TemporaryDirectory() as folder:
+            (Path(folder) / "lm.bin").write_bytes(self.model.to_bytes())
+            return TranscribeHead(self.contract, Beside(Path(folder)))
 
 
 def said_by(moment: Moment) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ def test_tables_are_in_the_order_of_the_labels() -> None:
     model = build(LINES, 3)
     log, _, begin = model.automaton()
     tables = model.tables(["b", "", "a"])
-    assert tables.log[tables.begin].tolist() == [log[begin, 1 + model.alphabet.index("b")], -np.inf, log[begin, 2]]
+    assert tables.log[tables.begin].tolist() == [log[begin, 1 + model.alphabet.index("b")], 0, log[begin, 2]]
     assert model.alphabet.index("a") == 1
     assert tables.after[:, 1].tolist() == list(range(len(tables.after)))
     with pytest.raises(ContractError, match="does not know the labels 'x', 'yz'"):
@@ -124,21 +124,21 @@ def test_the_file_gives_the_model_back_and_the_same_lines_the_same_file() -> Non
     model = build(LINES, 5)
     content = model.to_bytes()
     assert build(list(LINES), 5).to_bytes() == content
-    assert LanguageModel.from_bytes(content, "lm").to_bytes() == content
+    assert LanguageModel.from_bytes(content).to_bytes() == content
 
 
 def test_other_files_are_refused() -> None:
     model = build(LINES, 3)
     content = model.to_bytes()
     for wrong in (b"", b"PK\x03\x04", content[:-40], b"\x80\x04N.", np.arange(3).tobytes()):
-        with pytest.raises(ContractError, match="lm: no language model"):
-            LanguageModel.from_bytes(wrong, "lm")
+        with pytest.raises(ContractError, match="no language model"):
+            LanguageModel.from_bytes(wrong)
     odd = LanguageModel(model.alphabet[:-1], model.levels)
-    with pytest.raises(ContractError, match="lm: no whole language model"):
-        LanguageModel.from_bytes(odd.to_bytes(), "lm")
+    with pytest.raises(ContractError, match="no whole language model"):
+        LanguageModel.from_bytes(odd.to_bytes())
     less = LanguageModel(model.alphabet, model.levels[1:])
-    with pytest.raises(ContractError, match="lm: no whole language model"):
-        LanguageModel.from_bytes(less.to_bytes(), "lm")
+    with pytest.raises(ContractError, match="no whole language model"):
+        LanguageModel.from_bytes(less.to_bytes())
 
 
 def test_what_makes_no_model_is_said() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from export.language_model import build
+from pipeline.beside import Beside, entry
 from pipeline.columns import U8
 from pipeline.contract import Contract, HeadSpec, Output
 from pipeline.errors import ContractError
@@ -150,6 +154,48 @@ def test_no_text_is_left_in_the_row_after_an_end_point() -> None:
 
 
 @pytest.mark.parametrize(
+    "settings", [{}, {"longest_s": 0.7}, {"max_bytes": 16}, {"partial": False, "confidence": True}]
+)
+def test_where_the_model_is_sure_a_beam_says_what_is_likeliest(settings: dict[str, Any]) -> None:
+    """The same answers to every record, wherever end points fall."""
+    draw = random.Random(4)
+    for _ in range(30):
+        records = ["".join(draw.choices("_____aab ß", k=draw.randrange(12))) for _ in range(12)]
+        greedy, beam = Talk(**settings), Talk(beam=4, **settings)
+        at = 0
+        while at < len(records):
+            poll = records[at : at + draw.randrange(1, 4)]
+            at += len(poll)
+            assert beam.hear(*poll) == greedy.hear(*poll)
+        assert beam.hear(None) == greedy.hear(None)
+
+
+def test_a_language_model_decides_where_the_model_is_not_sure(tmp_path: Path) -> None:
+    """Of "cat" and "cut", about as likely to the ear, the one that the text it read has; greedily the other."""
+    model = build(["the cat sat", "a cat"], 4, alphabet=LABELS[1:])
+    (tmp_path / "lm.bin").write_bytes(model.to_bytes())
+    logits = np.full((6, len(LABELS)), -9.0, np.float32)
+    for t, likely in enumerate(["c", "c", "ua", "_", "t", "_"]):
+        logits[t, [LABELS.index("" if c == "_" else c) for c in likely]] = [1.1, 1.0][: len(likely)]
+    beam = {"beam": 8, "language_model": entry("lm.bin", model.to_bytes())}
+    heard = {}
+    for name, more in {"greedy": {}, "alone": {"beam": 8}, "read": beam, "ignored": beam | {"lm_weight": 0}}.items():
+        head = TranscribeHead(contract(**more), Beside(tmp_path))
+        at = np.arange(1)
+        finished = Finished(at, np.array([6]), [b"k"], at, at, None, (logits,), np.array([False]))
+        (value,) = head.answer(finished, np.zeros((1, head.memory_bytes), np.uint8)).values
+        heard[name] = json.loads(value)["text"]  # type: ignore[arg-type]  # no transcript is None
+    assert heard == {"greedy": "cut", "alone": "cut", "read": "cat", "ignored": "cut"}
+
+
+def test_more_is_said_where_every_character_is_rewarded() -> None:
+    quiet, eager = Talk(beam=4), Talk(beam=4, insertion_bonus=8)
+    assert quiet.hear("a_b_") == [[said("ab", 0.0, 0.3)]]
+    ((more,),) = eager.hear("a_b_")
+    assert len(more["text"]) > 2
+
+
+@pytest.mark.parametrize(
     ("contract", "message"),
     [
         (contract(step_s=0), "setting 'step_s' is 0: expected a number from 0.0001 to 60"),
@@ -162,6 +208,10 @@ def test_no_text_is_left_in_the_row_after_an_end_point() -> None:
         (contract(labels=("", "a", "")), "2 of the labels are empty: exactly one must be, the blank"),
         (contract(labels=("", "a", "a")), "label 'a' is given twice"),
         (contract(labels=("", "x" * 9), max_bytes=16), "a label has 9 bytes, more than half of max_bytes, 16"),
+        (contract(beam=0), "setting 'beam' is 0: expected a whole number from 1 to 64"),
+        (contract(lm_weight=1), "unknown setting 'lm_weight'"),
+        (contract(beam=2, certain=0.5), "setting 'certain' is 0.5: expected a number above 0.5, at most 1"),
+        (contract(beam=2, language_model="lm.bin"), "setting 'language_model' is 'lm.bin': expected a file beside"),
         (contract(labels=("", "\ud800")), "label '\\ud800' is no text"),
         (
             replace(contract(), outputs=(Output("y", "float32", (3,)),)),
@@ -174,6 +224,17 @@ def test_contracts_that_do_not_fit_are_refused(contract: Contract, message: str)
     with pytest.raises(ContractError) as caught:
         TranscribeHead(contract)
     assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_language_model_for_these_labels_is_refused(tmp_path: Path) -> None:
+    for content, message in (
+        (b"?", "no language model"),
+        (build(["ab"], 2).to_bytes(), "does not know the labels 'c'"),
+    ):
+        (tmp_path / "lm.bin").write_bytes(content)
+        asked = contract(beam=2, language_model=entry("lm.bin", content))
+        with pytest.raises(ContractError, match=f"head transcribe: setting 'language_model': .*{message}"):
+            TranscribeHead(asked, Beside(tmp_path))
 
 
 def test_the_contract_says_how_large_the_row_is() -> None:

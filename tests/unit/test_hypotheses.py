@@ -1,0 +1,135 @@
+"""The search in columns against the search as it is told in books, and both against the sum over all alignments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from export.language_model import build
+from pipeline.heads.beam import log_softmax
+from pipeline.heads.hypotheses import LENGTH, Beams, Search
+from pipeline.heads.language_model import F32, Tables
+from pipeline.heads.transcript import Labels
+from tests.unit.prefix_search import Added, Text, every_alignment, prefix_search
+
+LABELS = Labels(("a", "", "b", "c"), blank=1, space=-1)
+MODEL = build(["abba", "cab", "ac", "bbbc a".replace(" ", "")], 4)
+
+
+def tables(weight: float, bonus: float) -> Tables:
+    found = MODEL.tables(LABELS.texts)
+    return Tables(found.log * np.float32(weight) + np.float32(bonus), found.after, found.begin, found.memory)
+
+
+def added_by(tables: Tables) -> Added:
+    def added(text: Text, label: int) -> float:
+        state = tables.begin
+        for one in text:
+            state = int(tables.after[state, one])
+        return float(tables.log[state, label])
+
+    return added
+
+
+def searched(search: Search, y: F32, *, rows: bool) -> Beams:
+    """``y``: ``[T, B, C]``. ``rows``: by way of the rows after every step."""
+    raw = np.zeros((y.shape[1], search.memory_bytes), np.uint8)
+    beams = search.load(raw)
+    for step in y:
+        search.step(beams, slice(0, y.shape[1]), step)
+        if rows:
+            beams = search.load(search.store(beams))
+    return beams
+
+
+def found_in(search: Search, beams: Beams, b: int) -> list[tuple[Text, float]]:
+    out = []
+    for k in np.flatnonzero(np.logaddexp(beams.blank[b], beams.label[b]) > -np.inf).tolist():
+        settled = int(beams.settled[b])
+        tail = beams.tails[b, k, : int(beams.fields[b, k, LENGTH]) - settled]
+        out.append(
+            (
+                (*beams.text[b, :settled].tolist(), *tail.tolist()),
+                float(np.logaddexp(beams.blank[b, k], beams.label[b, k])),
+            )
+        )
+    return out
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("weight", "bonus"), [(0.0, 0.0), (0.8, 0.4)])
+@pytest.mark.parametrize("rows", [False, True])
+def test_it_finds_what_the_plain_search_finds(seed: int, weight: float, bonus: float, rows: bool) -> None:
+    """Texts, their order and their logarithms, relative to the first; of streams beside each other."""
+    chance = np.random.default_rng(seed)
+    width = int(chance.integers(2, 9))
+    search = Search(LABELS, tables(weight, bonus), width=width, tail=32, text=60)
+    y = np.stack([log_softmax(chance.normal(0, 2, (14, 4)).astype(np.float32)) for _ in range(3)], axis=1)
+    beams = searched(search, y, rows=rows)
+    for b in range(3):
+        plain = prefix_search(y[:, b].tolist(), LABELS.blank, width, added_by(tables(weight, bonus)))
+        found = found_in(search, beams, b)
+        assert [text for text, _ in found] == [text for text, _ in plain]
+        assert [log for _, log in found] == pytest.approx([log - plain[0][1] for _, log in plain], abs=2e-4)
+        assert search.best(beams, b) == "".join(LABELS.texts[c] for c in plain[0][0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("weight", "bonus"), [(0.0, 0.0), (1.3, -0.2)])
+def test_a_wide_beam_sums_all_alignments(seed: int, weight: float, bonus: float) -> None:
+    search = Search(LABELS, tables(weight, bonus), width=200, tail=8, text=40)
+    y = log_softmax(np.random.default_rng(seed).normal(0, 2, (4, 4)).astype(np.float32))
+    every = every_alignment(y.tolist(), LABELS.blank, added_by(tables(weight, bonus)))
+    beams = searched(search, y[:, None], rows=False)
+    found = dict(found_in(search, beams, 0))
+    best = max(every.values())
+    assert found == pytest.approx({text: log - best for text, log in every.items()}, abs=2e-4)
+
+
+def test_quiet_steps_are_the_same_one_by_one_and_all_at_once() -> None:
+    search = Search(LABELS, tables(0.5, 0.1), width=4, tail=8, text=40)
+    y = log_softmax(np.random.default_rng(3).normal(0, 2, (6, 2, 4)).astype(np.float32).reshape(-1, 4)).reshape(6, 2, 4)
+    once, often = searched(search, y, rows=False), searched(search, y, rows=False)
+    search.quieten(once, np.arange(2))
+    for _ in range(5):
+        search.quieten(often, np.arange(2))
+    assert search.store(once).tobytes() == search.store(often).tobytes()
+
+
+def test_what_is_too_far_back_is_settled_by_the_likeliest_text() -> None:
+    """Two texts that differ in their first label only stay in the beam until their tails are full."""
+    search = Search(LABELS, tables(0.0, 0.0), width=2, tail=6, text=40)
+    certain = np.full((12, 4), 1e-9)
+    certain[0, [0, 2]] = 0.6, 0.4
+    for t in range(1, 12):
+        certain[t, 0 if t % 2 else 3] = 1
+    y = np.log(certain).astype(np.float32)
+    texts: list[list[Text]] = []
+    beams = search.load(np.zeros((1, search.memory_bytes), np.uint8))
+    for step in y:
+        search.step(beams, slice(0, 1), step[None])
+        texts.append([text for text, _ in found_in(search, beams, 0)])
+    alive = [len({text[0] for text in both if text}) for both in texts]
+    assert alive[0] == 2
+    assert alive[-1] == 1
+    assert texts[-1][0][:3] == (0, 3, 0)
+
+
+def test_no_text_begins_with_a_space_and_what_sounds_on_is_not_said_again() -> None:
+    labels = Labels(("a", "", " "), blank=1, space=2)
+    free = Tables(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.int32), 0, 0)
+    search = Search(labels, free, width=3, tail=8, text=20)
+    y = np.log(np.array([[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]], np.float32))
+    beams = search.load(np.zeros((1, search.memory_bytes), np.uint8))
+    for step in y:
+        search.step(beams, slice(0, 1), step[None])
+    assert search.best(beams, 0) == "a a"
+    search.clear(beams, 0)
+    assert search.best(beams, 0) == ""
+    raw = search.store(beams)
+    for again in (beams, search.load(raw)):
+        search.step(again, slice(0, 1), y[-1:])
+        assert search.best(again, 0) == ""
+        search.step(again, slice(0, 1), np.log(np.array([[0.1, 0.8, 0.1]], np.float32)))
+        search.step(again, slice(0, 1), y[-1:])
+        assert search.best(again, 0) == "a"
