@@ -9,13 +9,16 @@ from dataclasses import fields
 from pathlib import Path
 
 from export.arguments import Commands, need, number
+from export.reports import REPORTS
 from export.tasks import TASKS
 from export.tasks.base import Task
 from export.training.schedule import Schedule
+from pipeline.errors import ConfigError
 
 EXAMPLES = """examples:
   eddy train text                                            Python's reference topics, about 10 minutes
   eddy train text --data book.txt --net gru --units 128 --output runs/book
+  eddy train --report gradients                              vanishing gradients: a picture and a table, 10 minutes
   eddy export --checkpoint runs/text/checkpoint.pt --output models/my-text/1
 
 Ctrl-C is safe: the same command goes on after the last finished epoch."""
@@ -30,7 +33,11 @@ def add_train_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tasks = train.add_subparsers(metavar="TASK", required=True)
+    names = ", ".join(f"{r.name}: {r.help}" for r in REPORTS.values())
+    train.add_argument("--report", choices=tuple(REPORTS), metavar="NAME", help=f"measure and draw instead; {names}")
+    train.add_argument("--folder", type=Path, metavar="DIR", help="of the report [runs/reports/NAME]")
+    train.set_defaults(handler=_report)
+    tasks = train.add_subparsers(metavar="TASK")
     for task in TASKS.values():
         parser = tasks.add_parser(
             task.name,
@@ -60,6 +67,19 @@ def _add_shared(parser: argparse.ArgumentParser, task: Task) -> None:
     number(group, "--seed", default.seed, 0, "of weights, dropout and the order of the data")
     number(group, "--threads", min(2, os.cpu_count() or 1), 1, "threads that compute; more gain little")
     group.add_argument("--json", action="store_true", help="the result as one JSON object")
+
+
+def _report(args: argparse.Namespace) -> int:
+    if args.report is None:
+        raise ConfigError(f"nothing to train: name a task ({', '.join(TASKS)}), or a --report ({', '.join(REPORTS)})")
+    need("train", "torch", "matplotlib")
+    import torch
+
+    torch.set_num_threads(1)  # its times are those of one core
+    folder = args.folder or Path("runs") / "reports" / args.report
+    REPORTS[args.report].run(folder)
+    print(f"report in {folder}: pictures (PNG), their numbers (CSV), tables (Markdown)")
+    return 0
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -105,8 +105,10 @@ class Problem(ABC, Generic[Batch]):
         """The score on the development data; the net is in eval mode and no gradient is kept."""
 
 
-def fit(problem: Problem[Batch], schedule: Schedule, folder: Path, *, resume: bool = True) -> Progress:
-    """Trains, and keeps ``checkpoint.pt``, ``loss.csv`` and ``loss.png`` in ``folder``.
+def fit(
+    problem: Problem[Batch], schedule: Schedule, folder: Path, *, resume: bool = True, draw: bool = True
+) -> Progress:
+    """Trains, and keeps ``checkpoint.pt``, ``loss.csv`` and, where ``draw``, ``loss.png`` in ``folder``.
 
     The net comes initialised: whoever builds it calls ``torch.manual_seed(schedule.seed)`` first. On a terminal there
     is a progress bar, elsewhere a line an epoch. Raises ConfigError when the checkpoint found in ``folder`` belongs to
@@ -148,11 +150,12 @@ def fit(problem: Problem[Batch], schedule: Schedule, folder: Path, *, resume: bo
                 progress.best_score, progress.best_epoch, progress.best = score.value, progress.epoch, weights
             save(file, identity, described, {name: part.state_dict() for name, part in moving.items()}, progress)
             write_numbers(folder, progress.curve, problem.unit, problem.score_unit)
-            if time.monotonic() - drawn > DRAW_EVERY_S:
+            if draw and time.monotonic() - drawn > DRAW_EVERY_S:
                 draw_curves(folder, progress.curve, problem.unit, problem.score_unit)
                 drawn = time.monotonic()
             _say(bar, problem, schedule, progress.curve[-1])
-    draw_curves(folder, progress.curve, problem.unit, problem.score_unit)
+    if draw:
+        draw_curves(folder, progress.curve, problem.unit, problem.score_unit)
     return progress
 
 

@@ -1,0 +1,153 @@
+"""Vanishing and exploding gradients, on copy memory: how large dL/dh_t is at each step, and what a net then learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.nets.cells import ElmanLayer
+from export.nets.stack import StackShape
+from export.reports.writing import write_numbers, write_picture, write_table
+from export.training.copying import CopyNet, CopyProblem, CopyShape
+from export.training.loop import fit
+from export.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A net to look at."""
+
+    name: str
+    stack: StackShape
+    gates: bool = False
+    """Its gates begin with a memory as long as the task asks for."""
+    growth: float = 1.0
+    """What its recurrent weights are multiplied with at first."""
+
+    def sized(self, shape: CopyShape) -> StackShape:
+        memory = 2 * shape.length if self.gates else 0
+        return replace(self.stack, inputs=shape.inputs, memory=memory)
+
+
+def candidates(units: int) -> list[Candidate]:
+    """One layer each, but for the linear recurrence, whose two layers are as large as one LSTM."""
+
+    def one(kind: str, **more: str) -> StackShape:
+        return StackShape(0, kind, layers=1, units=units, **more)  # type: ignore[arg-type]
+
+    linear = StackShape(0, "mingru", layers=2, units=units, residual=True, norm=True)
+    orthogonal = one("elman", start="orthogonal")
+    return [
+        Candidate("Elman, sigmoid", one("elman", activation="sigmoid")),
+        Candidate("Elman, tanh", one("elman")),
+        Candidate("Elman, tanh, orthogonal start", orthogonal),
+        Candidate(
+            "Elman, linear, 1.1 x orthogonal", one("elman", activation="identity", start="orthogonal"), growth=1.1
+        ),
+        Candidate("LSTM", one("lstm")),
+        Candidate("LSTM, gates begin open", one("lstm"), gates=True),
+        Candidate("GRU", one("gru")),
+        Candidate("GRU, gates begin open", one("gru"), gates=True),
+        Candidate("minGRU, gates begin open", linear, gates=True),
+    ]
+
+
+@dataclass(frozen=True)
+class Study:
+    """How much is measured; the defaults take about ten minutes on one core."""
+
+    units: int = 48
+    seeds: int = 3
+    picture_length: int = 100
+    lengths: tuple[int, ...] = (10, 30, 100)
+    batch: int = 32
+    updates: int = 25
+    """Of an epoch."""
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(epochs=14, learning_rate=5e-3, weight_decay=0, patience=6)
+    )
+
+
+def report(folder: Path, study: Study | None = None) -> None:
+    """``gradients.png`` and ``.csv``, ``accuracy.md`` and ``.csv``; what is trained stays in ``folder/runs``."""
+    study = study or Study()
+    _picture(folder, study)
+    _accuracy(folder, study)
+
+
+def _picture(folder: Path, study: Study) -> None:
+    from matplotlib.figure import Figure
+
+    shape = CopyShape(study.picture_length, items=1, batch=study.batch)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    rows: list[list[object]] = []
+    for candidate in candidates(study.units):
+        norms = np.stack([gradient_norms(candidate, shape, seed) for seed in range(study.seeds)])
+        logs = np.log10(np.maximum(norms, 1e-30))
+        middle, low, high = 10 ** logs.mean(0), 10 ** logs.min(0), 10 ** logs.max(0)
+        steps = np.arange(1, norms.shape[1] + 1)
+        (line,) = axes.plot(steps, middle, label=candidate.name)
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)
+        rows += [
+            [candidate.name, t, f"{m:.4g}", f"{a:.4g}", f"{b:.4g}"] for t, m, a, b in zip(steps, middle, low, high)
+        ]
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=1e-15)
+    axes.set_xlabel(f"step t (the symbol is shown at 1 and asked for at {shape.length + 2})")
+    axes.set_ylabel("norm of dL/dh_t before training")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    write_picture(folder, "gradients", figure)
+    write_numbers(folder, "gradients", ["net", "step", "norm, geometric mean", "least of the seeds", "largest"], rows)
+
+
+def gradient_norms(candidate: Candidate, shape: CopyShape, seed: int) -> NDArray[np.float64]:
+    """Norm of the loss's derivative by the state after each step but the last, ``[T - 1]``, of an untrained net.
+
+    Of an LSTM the state is h and c together: what is kept goes through c. Of several layers it is that of all.
+    """
+    net = build(candidate, shape, seed)
+    given, kept = shape.draw(np.random.default_rng([seed]), shape.batch)
+    states = net.initial_state(shape.batch)
+    logits, held = [], []
+    for step in given.split(1):  # type: ignore[no-untyped-call]
+        answer, *after = net(step, *states)
+        states = tuple(after)
+        for state in states:
+            state.retain_grad()
+        held.append(states)
+        logits.append(answer)
+    torch.autograd.backward(CopyProblem.nats(torch.cat(logits[-shape.items :]), kept))
+    squares = [sum(float((s.grad**2).sum()) for s in states if s.grad is not None) for states in held[:-1]]
+    return np.sqrt(np.array(squares, np.float64))
+
+
+def build(candidate: Candidate, shape: CopyShape, seed: int) -> CopyNet:
+    """The candidate's net, initialised from the seed."""
+    torch.manual_seed(seed)
+    net = CopyNet(candidate.sized(shape), shape.symbols)
+    for layer in net.stack.layers:
+        if isinstance(layer, ElmanLayer):
+            layer.W_hh.data *= candidate.growth
+    return net
+
+
+def _accuracy(folder: Path, study: Study) -> None:
+    rows = []
+    for candidate in candidates(study.units):
+        cells = []
+        for length in study.lengths:
+            shape = CopyShape(length, items=1, batch=study.batch, updates=study.updates)
+            found = []
+            for seed in range(study.seeds):
+                problem = CopyProblem(shape, build(candidate, shape, seed))
+                run = folder / "runs" / f"{candidate.name.replace(' ', '-').replace(',', '')}-{length}-{seed}"
+                found.append(1 - fit(problem, replace(study.schedule, seed=seed), run, draw=False).best_score)
+            cells.append(f"{np.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+        rows.append([candidate.name, *cells])
+    write_table(folder, "accuracy", ["net", *(f"{n} steps" for n in study.lengths)], rows)

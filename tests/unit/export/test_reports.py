@@ -1,0 +1,81 @@
+"""The reports in small: they write what the guide shows, and the numbers say what they are said to say."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+
+from export.reports import REPORTS, gradients  # noqa: E402
+from export.training.copying import CopyNet, CopyProblem, CopyShape  # noqa: E402
+from export.training.schedule import Schedule  # noqa: E402
+from services.cli import main  # noqa: E402
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_report_of_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = Schedule(epochs=1, learning_rate=1e-2)
+    study = gradients.Study(units=12, seeds=2, picture_length=30, lengths=(2, 4), batch=8, updates=3, schedule=schedule)
+    gradients.report(tmp_path, study)
+    assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for row in rows(tmp_path / "gradients.csv"):
+        first.setdefault(row["net"], float(row["norm, geometric mean"]))
+        last[row["net"]] = float(row["norm, geometric mean"])
+    assert first["Elman, sigmoid"] < 1e-9 * last["Elman, sigmoid"]
+    assert first["LSTM, gates begin open"] > 0.1 * last["LSTM, gates begin open"]
+    assert first["Elman, tanh, orthogonal start"] > 1e3 * first["Elman, tanh"]
+    assert first["Elman, linear, 1.1 x orthogonal"] > 5 * last["Elman, linear, 1.1 x orthogonal"]
+    table = rows(tmp_path / "accuracy.csv")
+    assert [r["net"] for r in table] == [c.name for c in gradients.candidates(12)]
+    assert list(table[0]) == ["net", "2 steps", "4 steps"]
+    assert (tmp_path / "accuracy.md").read_text() in capsys.readouterr().out
+
+
+def test_the_norms_are_those_of_the_derivative() -> None:
+    """Against the derivative by differences: a change of h at one step changes the loss that much."""
+    candidate = gradients.Candidate("GRU", gradients.candidates(5)[6].stack)
+    shape = CopyShape(4, items=1, batch=2)
+    norms = gradients.gradient_norms(candidate, shape, seed=3)
+    net: CopyNet = gradients.build(candidate, shape, 3).double()
+    given, kept = shape.draw(np.random.default_rng([3]), shape.batch)
+    given = given.double()
+    for t in (1, 4):
+        _, h = net(given[:t], *(s.double() for s in net.initial_state(2)))
+        found = []
+        for i in range(h.numel()):
+            losses = []
+            for change in (1e-5, -1e-5):
+                moved = h.detach().clone().reshape(-1)
+                moved[i] += change
+                logits, _ = net(given[t:], moved.reshape(h.shape))
+                losses.append(float(CopyProblem.nats(logits[-1:], kept).detach()))
+            found.append((losses[0] - losses[1]) / 2e-5)
+        assert norms[t - 1] == pytest.approx(float(np.linalg.norm(found)), rel=1e-3)
+
+
+def test_copying_asks_for_what_was_shown() -> None:
+    shape = CopyShape(length=3, items=2, symbols=4, batch=5)
+    given, kept = shape.draw(np.random.default_rng(1), 5)
+    assert given.shape == (7, 5, 6)
+    assert torch.equal(given[:2].argmax(-1), kept)
+    assert given[2:5].argmax(-1).unique().tolist() == [4]
+    assert given[5:].argmax(-1).unique().tolist() == [5]
+
+
+def test_reports_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    assert "name a task (text" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--report", "nothing"])
+    assert {"gradients", "units", "length", "activation"} == set(REPORTS)
