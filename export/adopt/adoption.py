@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from export.adopt.batch import Batches
-from export.adopt.constants import Guess, given_value, guessed
+from export.adopt.constants import Guess, given_value, guess, guessed
 from export.adopt.edges import Plan, build, contract_of, plan
-from export.adopt.file import DRAWS, Array, File, ops, read_file
+from export.adopt.file import DRAWS, Array, File, ops, read_file, require
 from export.adopt.lifting import Lifted, lift
 from export.adopt.names import matches, sounds_like_state
 from export.adopt.pairing import Pairs, Said, find_pairs
@@ -130,7 +130,7 @@ def _read_options(file: File, options: AdoptOptions) -> _Given:
     for text in options.states:
         name, _, out = text.partition("=")
         if name in file.optional:
-            file.inputs[name] = file.optional.pop(name)
+            require(file, name)
         _known(file.inputs, name, f"--state {text}", "input")
         _known(file.outputs, out, f"--state {text}", "output")
         states[name] = out
@@ -150,7 +150,7 @@ def _read_options(file: File, options: AdoptOptions) -> _Given:
     for text in options.initial:
         name, _, value = text.partition("=")
         if name in file.optional:
-            file.inputs[name] = file.optional.pop(name)
+            require(file, name)
         _known(file.inputs, name, f"--initial {text}", "input")
         initial[name] = given_value(file.inputs[name], value, f"--initial {name}")
     shapes = {}
@@ -179,18 +179,18 @@ def _bench(file: File, given: _Given, options: AdoptOptions) -> tuple[Bench, lis
     for n, o in matches(file.optional, file.outputs).items():
         port, out = file.optional[n], file.outputs[o]
         if sounds_like_state(n) and port.dtype == out.dtype and len(port.dims) == len(out.dims):
-            file.inputs[n] = file.optional.pop(n)
+            require(file, n)
     claimed = set(matches(file.inputs, file.outputs)) | set(given.said.states)
     settled = {**dict.fromkeys(given.said.steps), **given.constants, **dict.fromkeys(given.said.states)}
     guesses = [g for g in guessed(file, settled, claimed) if g.name not in given.headers]
-    constants = {**{g.name: g.value for g in guesses}, **given.constants}
-    for name in given.headers:
-        if name not in constants:
-            shape = [d if isinstance(d, int) else 1 for d in file.inputs[name].dims]
-            constants[name] = np.zeros(shape, file.inputs[name].dtype)
+    own = {n: guess(file, file.inputs[n]) for n in given.headers}
+    constants = {**{g.name: g.value for g in (*guesses, *own.values())}, **given.constants}
     bench = Bench.of(file, constants)
     shapes = {**{n: v.shape for n, v in given.initial.items() if v.ndim == len(file.inputs[n].dims)}, **given.shapes}
     bench.find_base(shapes, options.hop)
+    for name, guessed_one in own.items():
+        known = [given.constants[name]] if name in given.constants else guessed_one.likely
+        bench.find_stream_constant(name, known)
     return bench, guesses
 
 

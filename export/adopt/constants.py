@@ -7,7 +7,7 @@ graph compares it with is the value that is tried, and that the question propose
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Guess:
     name: str
     value: Array
     question: tuple[str, str]
+    likely: Sequence[Array] = ()
+    """Values that the graph, or the name, speaks of."""
 
 
 def given_value(port: Port, text: str, flag: str) -> Array:
@@ -74,7 +76,7 @@ def guessed(file: File, said: Mapping[str, object], claimed: set[str]) -> list[G
         one = all(d == 1 for d in port.dims)
         named = sounds_like_constant(name) and not sounds_like_step(name)
         if more and (scalar or named or (one and port.dtype.startswith("int") and not sounds_like_step(name))):
-            found.append(_guess(file, port))
+            found.append(guess(file, port))
     return found
 
 
@@ -84,10 +86,12 @@ def _may_be_state(file: File, port: Port) -> bool:
     return (twin and not sounds_like_constant(port.name)) or sounds_like_state(port.name)
 
 
-def _guess(file: File, port: Port) -> Guess:
+def guess(file: File, port: Port) -> Guess:
+    """A value to try, and the question which it is."""
     compared = [c for c in compared_with(file.model, port.name) if c]
     usual = [v for word, v in USUAL.items() if word in port.name.lower()]
-    value = (compared or usual or [1.0 if port.dtype.startswith("float") else 0.0])[0]
+    likely = compared or usual
+    value = (likely or [1.0 if port.dtype.startswith("float") else 0.0])[0]
     shape = [d if isinstance(d, int) else 1 for d in port.dims]
     shown = f"{value:g}" if not port.dtype.startswith(("int", "uint")) else str(int(value))
     why = f" (the graph compares it with {' and '.join(f'{c:g}' for c in compared[:4])})" if compared else ""
@@ -99,4 +103,5 @@ def _guess(file: File, port: Port) -> Guess:
             f" --stream-constant {port.name}; for all streams",
             f"--constant {port.name}={shown}",
         ),
+        [np.full(shape, v).astype(port.dtype) for v in likely],
     )

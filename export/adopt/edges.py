@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.adopt.file import Array, every_graph
+from export.adopt.file import Array, Port, every_graph
 from export.adopt.lifting import Lifted
 from export.adopt.pairing import Pairs
 from export.adopt.runs import Bench
@@ -33,6 +33,8 @@ class Place:
     batch: int | None
     time: int | None
     """None where a call has one step."""
+    free: tuple[int, ...] = ()
+    """Axes that the file declares without a number."""
 
     @property
     def hop(self) -> int:
@@ -87,23 +89,19 @@ def plan(
     steps = [n for n in bench.shapes if n not in pairs.states and n not in headers]
     timed = bool(timing.axes)
 
-    def place(
-        name: str, dtype: str, shape: tuple[int, ...], batches: Mapping[str, int], times: Mapping[str, int]
-    ) -> Place:
-        time = times.get(name) if timed else None
+    def place(port: Port, shape: tuple[int, ...], batches: Mapping[str, int], times: Mapping[str, int]) -> Place:
+        time = times.get(port.name) if timed else None
         if lifted.axes is not None:
-            return Place(name, dtype, shape, batches[name], time)
+            return Place(port.name, port.dtype, shape, batches[port.name], time, port.free)
         ones = [i for i, d in enumerate(shape) if d == 1 and i != time]
-        return Place(name, dtype, shape, ones[0] if ones and (ones[0] == 0 or (timed and ones[0] == 1)) else None, time)
+        first = ones[0] if ones and (ones[0] == 0 or (timed and ones[0] == 1)) else None
+        return Place(port.name, port.dtype, shape, first, time, port.free)
 
     axes = lifted.axes
     ports = bench.file.inputs
-    inputs = tuple(place(n, ports[n].dtype, bench.shapes[n], axes.inputs if axes else {}, timing.axes) for n in steps)
-    shown = [o for o in bench.file.outputs if o not in pairs.states.values()]
-    outputs = tuple(
-        place(o, bench.file.outputs[o].dtype, base[o].shape, axes.outputs if axes else {}, timing.outputs)
-        for o in shown
-    )
+    inputs = tuple(place(ports[n], bench.shapes[n], axes.inputs if axes else {}, timing.axes) for n in steps)
+    shown = [p for o, p in bench.file.outputs.items() if o not in pairs.states.values()]
+    outputs = tuple(place(p, base[p.name].shape, axes.outputs if axes else {}, timing.outputs) for p in shown)
     layout: tuple[int | None, int] = (None, 0)
     if timed:
         first = all(p.fits((0, 1)) for p in (*inputs, *outputs))
@@ -185,7 +183,7 @@ def build(plan: Plan, contract: Contract) -> onnx.ModelProto:
     nodes = [*edge.before, *graph.node, *edge.after]
     del graph.node[:]
     graph.node.extend(nodes)
-    _declare(model, contract)
+    _declare(model, contract, {p.name: p for p in plan.inputs if p.fits(plan.layout)})
     return model
 
 
@@ -314,10 +312,18 @@ class _Chain:
         self.name = name
 
 
-def _declare(model: onnx.ModelProto, contract: Contract) -> None:
-    """Inputs and outputs with the axes that the contract means, and only those that it names."""
+def _declare(model: onnx.ModelProto, contract: Contract, plain: Mapping[str, Place]) -> None:
+    """Inputs and outputs with the axes that the contract means, and only those that it names.
+
+    ``plain``: step inputs that are the file's own. An axis that the file leaves open stays open: a branch that is not
+    taken may not load with the number.
+    """
     lead: list[str] = ["B"] if contract.time_axis is None else ["T", "B"] if contract.time_axis == 0 else ["B", "T"]
     shapes: dict[str, tuple[str, list[str | int]]] = {s.name: (s.dtype, [*lead, *s.shape]) for s in contract.steps}
+    for name, place in plain.items():
+        dtype, whole = shapes[name]
+        own: list[str | int] = [f"{name}.{i}" if i in place.free else place.shape[i] for i in place.step_axes]
+        shapes[name] = (dtype, [*whole[: len(lead)], *own])
     shapes |= {o.name: (o.dtype, [*lead, *o.shape]) for o in contract.outputs}
     for state in contract.states:
         dims: list[str | int] = ["B" if i == state.batch_axis else d for i, d in enumerate(state.shape)]

@@ -143,14 +143,12 @@ def opened(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def without_defaults(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """A copy in which these inputs must be given."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    kept = [i for i in copy.graph.initializer if i.name not in names]
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend(kept)
-    return copy
+def require(file: File, name: str) -> None:
+    """An input with a default becomes one that must be given."""
+    file.inputs[name] = file.optional.pop(name)
+    kept = [i for i in file.model.graph.initializer if i.name != name]
+    del file.model.graph.initializer[:]
+    file.model.graph.initializer.extend(kept)
 
 
 # ---- hints
@@ -244,10 +242,9 @@ class _Trace:
             self.last.setdefault(name, set()).update(self.last.get(origin, ()))
 
     def _recurrent(self, node: onnx.NodeProto) -> None:
-        first = 6 if node.op_type == "DynamicQuantizeLSTM" else 5
         for which in range(2 if node.op_type.endswith("LSTM") else 1):
-            if first + which < len(node.input):
-                for origin in self.held.get(node.input[first + which], ()):
+            if 5 + which < len(node.input):
+                for origin in self.held.get(node.input[5 + which], ()):
                     self.begins.setdefault(origin, set()).add((self._nodes, which))
             if which + 1 < len(node.output) and node.output[which + 1]:
                 self.last[node.output[which + 1]] = {(self._nodes, which)}

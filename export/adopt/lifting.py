@@ -1,7 +1,8 @@
 """A batch of one that was baked in, lifted where a run proves that streams then stay apart.
 
 Three graphs are tried, the least changed first: the file's own (*batched*), the same with no sizes declared
-(*relaxed*), and that with constant shapes of Reshape nodes rewritten so that the streams' axis is free (*rewritten*).
+(*relaxed*), and that with constant shapes of Reshape nodes rewritten so that the streams' axis is free, and recurrent
+nodes left to begin with zeros of their own (*rewritten*).
 What none of them does is served one stream at a time (*single*), and the reason is told.
 """
 
@@ -16,12 +17,12 @@ import onnx
 from onnx import numpy_helper
 
 from export.adopt.batch import Axes, Batches, Failure
-from export.adopt.file import WHOLE_SCALE, Array, every_graph, every_node, opened, ops
+from export.adopt.file import RECURRENT, WHOLE_SCALE, Array, every_graph, every_node, opened, ops
 from export.adopt.runs import Session
 from export.adopt.verdict import Fails
 
-REWRITES = 240
-"""Graphs tried at most."""
+REWRITES = 120
+"""Graphs tried at most, for each choice of axes."""
 CHOICES = 4
 """Choices of axes that are tried with rewritten graphs."""
 
@@ -43,6 +44,8 @@ def lift(batches: Batches, allowed: bool = True) -> Lifted:
         return Lifted("single", model, None, "asked for")
     failure = Failure()
     for batching, graph in (("batched", model), ("relaxed", opened(model))):
+        if not failure.differs:
+            failure = Failure()  # what the graph says is more than that its declared sizes are not met
         try:
             session = Session(graph)
         except Fails as fails:
@@ -60,8 +63,9 @@ def lift(batches: Batches, allowed: bool = True) -> Lifted:
         found = _rewritten(batches, choice)
         if found is not None:
             return found
-    if not failure.reason:
-        failure.note("an input or a state has no axis of size 1", False)
+    for name in batches.streamed:
+        if 1 not in batches.bench.shapes[name]:
+            failure = Failure(f"{name} {list(batches.bench.shapes[name])} has no axis for streams")
     return Lifted("single", model, None, failure.reason)
 
 
@@ -105,10 +109,12 @@ class _Rewriter:
         self.model = opened(batches.bench.file.model)
         for number, node in enumerate(every_node(self.model.graph)):
             node.name = f"node{number}"
+        self._known = self._constants()
+        self._begin_with_nothing()
         self.shapes = self._constant_shapes()
         self._observe()
 
-    def _constant_shapes(self) -> dict[str, _Shape]:
+    def _constants(self) -> dict[str, Array]:
         known: dict[str, Array] = {}
         for graph in every_graph(self.model.graph):
             known |= {i.name: numpy_helper.to_array(i) for i in graph.initializer}
@@ -117,6 +123,19 @@ class _Rewriter:
                     known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
                 elif node.op_type == "Constant" and node.attribute[0].name == "value_ints":
                     known[node.output[0]] = np.array(node.attribute[0].ints, np.int64)
+        return known
+
+    def _begin_with_nothing(self) -> None:
+        """A recurrent node that begins with constant zeros begins so by itself, for any number of streams."""
+        for node in every_node(self.model.graph):
+            if node.op_type in RECURRENT:
+                for i in range(5, min(7, len(node.input))):
+                    zeros = self._known.get(node.input[i])
+                    if zeros is not None and not zeros.any():
+                        node.input[i] = ""
+
+    def _constant_shapes(self) -> dict[str, _Shape]:
+        known = self._known
         return {
             n.name: _Shape(n.name, np.asarray(known[n.input[1]], np.int64))
             for n in every_node(self.model.graph)
@@ -163,8 +182,6 @@ class _Rewriter:
 def _rewritten(batches: Batches, choice: dict[str, int]) -> Lifted | None:
     """Rewrites the node that fails, again and again, and goes back where that leads nowhere."""
     rewriter = _Rewriter(batches)
-    if not rewriter.shapes:
-        return None
     waiting: list[dict[str, Array]] = [{}]
     seen: set[str] = set()
     for _ in range(REWRITES):

@@ -29,6 +29,8 @@ AFTER = frozenset(
         "o",
     )
 )
+PLAIN = frozenset(("in", "out", "input", "output", "i", "o", "n"))
+"""Words that say nothing of a state when they stand alone."""
 STATE = frozenset(
     (
         *("state", "states", "stat", "hidden", "cell", "cache", "cached", "caches", "mem", "memory", "buf", "buffer"),
@@ -80,12 +82,14 @@ def stems(name: str, after: bool) -> list[tuple[str, ...]]:
     whole = words(name)
     drop = AFTER if after else BEFORE
     plain = tuple(w for w in whole if w not in drop)
+    if not plain and not set(whole) <= PLAIN:
+        plain = ("",)  # past and present, prev and next
     found = [plain]
     ends = {"n", "t", "y", "1"} if after else {"0", "t", "x"}
     # hn and cn, h_t and c_t, hy beside hx, h_1 beside h_0.
     if plain and plain[-1] in ends and len(plain) > 1:
         found.append(plain[:-1])
-    if plain and len(plain[-1]) > 1 and plain[-1][-1] in ends and plain[-1][:-1] in STATE:
+    if plain and len(plain[-1]) > 1 and plain[-1][-1] in ends:
         found.append((*plain[:-1], plain[-1][:-1]))
     return [stem for stem in dict.fromkeys(found) if not all(w.isdigit() for w in stem)]
 

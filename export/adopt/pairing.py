@@ -19,8 +19,8 @@ from export.adopt.names import matches, sounds_like_state, sounds_like_step
 from export.adopt.runs import Bench
 from export.adopt.verdict import Fails, Refused, Unclear
 
-PROBED = 16
-"""Elements of an input that are moved one by one."""
+PROBED, PROBES = 16, 240
+"""Elements of an input that are moved one by one, and of all inputs together."""
 PERMUTED = 6
 """Largest number of inputs of one shape that are tried in all orders."""
 
@@ -38,6 +38,8 @@ class Evidence:
     """The output is the input, whatever else is given."""
     node: bool = False
     """A recurrent node begins with the one and ends with the other."""
+    twin: bool = False
+    """A later output is always the same: outputs come first, states last."""
 
     @property
     def strong(self) -> bool:
@@ -47,7 +49,13 @@ class Evidence:
     def score(self) -> float:
         if self.passes:
             return 0.6
-        return 32 * self.node + 8 * (self.shifts >= 0.2) + 8 * (self.holds >= 0.2) * self.holds + 1 * self.follows
+        return (
+            -0.75 * self.twin
+            + 32 * self.node
+            + 8 * (self.shifts >= 0.2)
+            + 8 * (self.holds >= 0.2) * self.holds
+            + 1 * self.follows
+        )
 
 
 @dataclass
@@ -73,14 +81,15 @@ class Said:
 def find_pairs(bench: Bench, said: Said) -> Pairs:
     """Raises Refused for a cache that grows, a state with no output, a model without state; Unclear."""
     ports, outputs = bench.file.inputs, bench.file.outputs
-    base = bench.run(bench.feed(np.random.default_rng(2)))
+    feed = bench.feed(np.random.default_rng(2))
+    base = bench.run(feed)
     graph = carriers(bench.file.model)
     found = Pairs(dict(said.states), dict.fromkeys(said.states, said.where))
     named = matches(
         [n for n in ports if n not in said.states and n not in said.steps],
         [o for o in outputs if o not in said.states.values()],
     )
-    _refuse_growth(bench, base, {**named, **said.states})
+    _refuse_growth(bench, feed, base, {**named, **said.states})
     if not said.complete:
         open_in = [n for n in bench.shapes if n not in said.states and n not in said.steps]
         open_out = [o for o in outputs if o not in said.states.values()]
@@ -88,7 +97,10 @@ def find_pairs(bench: Bench, said: Said) -> Pairs:
             n: [o for o in open_out if base[o].dtype == ports[n].dtype and base[o].shape == bench.shapes[n]]
             for n in open_in
         }
-        _decide(bench, found, graph, fits, named)
+        able = [n for n in fits if fits[n]]
+        probed = max(3, min(PROBED, PROBES // max(1, len(able))))
+        evidence = {(n, o): e for n in able for o, e in _evidence(bench, graph, n, fits[n], probed).items()}
+        _decide(found, graph, _without_echoes(fits, named, evidence), named, evidence, len(outputs))
     _check_ends(bench, found, graph)
     if not found.states:
         raise Refused(
@@ -100,10 +112,31 @@ def find_pairs(bench: Bench, said: Said) -> Pairs:
     return found
 
 
-def _decide(bench: Bench, found: Pairs, graph: Carrier, fits: dict[str, list[str]], named: dict[str, str]) -> None:
-    evidence = {
-        (n, o): e for n, others in fits.items() if others for o, e in _evidence(bench, graph, n, others).items()
-    }
+def _without_echoes(
+    fits: dict[str, list[str]], named: Mapping[str, str], evidence: Mapping[tuple[str, str], Evidence]
+) -> dict[str, list[str]]:
+    """An output that is one input, whatever the others are, is no state of that input. Raises Refused."""
+    found = {}
+    for n, others in fits.items():
+        echoes = [o for o in others if evidence[n, o].passes]
+        if named.get(n) in echoes and not sounds_like_step(n):
+            raise Refused(
+                f"state {n} comes back as {named[n]} just as it went in: it carries nothing from step to step; if it is"
+                f" a constant, give --constant {n}=VALUE or --stream-constant {n}"
+            )
+        found[n] = [o for o in others if o not in echoes]
+    return found
+
+
+def _decide(
+    found: Pairs,
+    graph: Carrier,
+    fits: dict[str, list[str]],
+    named: dict[str, str],
+    evidence: Mapping[tuple[str, str], Evidence],
+    outputs: int,
+) -> None:
+    """``fits``: outputs that each input could come back as; ``outputs``: how many the file has."""
     sure = {n for n, others in fits.items() if not others}
     """Inputs that cannot be states: no output is like them."""
     likely: set[str] = set()
@@ -114,7 +147,7 @@ def _decide(bench: Bench, found: Pairs, graph: Carrier, fits: dict[str, list[str
         follows = any(evidence[n, o].follows for o in others)
         if sounds_like_step(n):
             sure.add(n)
-        elif held or (sounds_like_state(n) and (follows or named.get(n) in others)):
+        elif held or graph.begins.get(n) or (sounds_like_state(n) and (follows or named.get(n) in others)):
             likely.add(n)
         elif not follows:
             sure.add(n)
@@ -122,30 +155,29 @@ def _decide(bench: Bench, found: Pairs, graph: Carrier, fits: dict[str, list[str
     steps_there = bool(sure)
     if len(unsure) == 1 and not steps_there:
         sure.add(unsure.pop())
-    elif unsure and steps_there and not likely and not found.states:
+    elif unsure and steps_there and not likely and not found.states and len(unsure) < outputs:
+        # No run says that it is none, nothing else could be one, and the model shows something beside.
         likely.update(unsure)
-        found.notes.append(f"taken for a state because nothing else could be one: {', '.join(unsure)}")
         unsure = []
     elif unsure:
-        _ask(unsure, fits, "may be a state or a step", evidence)
+        _ask(unsure, fits, "may be a state or a step", evidence, step=not steps_there)
     if not sure and likely:
-        least = sorted(likely, key=lambda n: (sounds_like_state(n), max(evidence[n, o].score for o in fits[n])))
+        least = sorted(likely, key=lambda n: (_strength(evidence, fits, n), list(fits).index(n)))
         if (
             len(least) == 1
             or sounds_like_state(least[0])
-            or _strength(evidence, fits, least[0]) >= _strength(evidence, fits, least[1])
+            or _strength(evidence, fits, least[1]) < 4 + _strength(evidence, fits, least[0])
         ):
-            _ask(least, fits, "could each be the state, and one input must be the step", evidence)
+            _ask(least, fits, "could each be the state, and one input must be the step", evidence, step=True)
         likely.discard(least[0])
-    _match(bench, found, {n: fits[n] for n in fits if n in likely}, named, evidence)
+    _match(found, {n: fits[n] for n in fits if n in likely}, named, evidence)
 
 
 def _strength(evidence: Mapping[tuple[str, str], Evidence], fits: Mapping[str, list[str]], name: str) -> float:
-    return max(evidence[name, o].score for o in fits[name]) + 16 * sounds_like_state(name)
+    return round(max((evidence[name, o].score for o in fits[name]), default=0.0)) + 16 * sounds_like_state(name)
 
 
 def _match(
-    bench: Bench,
     found: Pairs,
     fits: dict[str, list[str]],
     named: dict[str, str],
@@ -159,6 +191,8 @@ def _match(
         scores = {(n, o): evidence[n, o].score for n in inputs for o in outputs}
         by_name = {n: named[n] for n in inputs if named.get(n) in outputs}
         best = _best(inputs, outputs, scores)
+        if not outputs:
+            continue  # what nothing gives back is refused later
         if len(by_name) == len(inputs):
             told = sum(scores[n, o] for n, o in by_name.items())
             if best is None or best == by_name or sum(scores[n, o] for n, o in best.items()) - told < 4:
@@ -173,6 +207,9 @@ def _match(
             left_in = [n for n in inputs if n not in rest]
             left_out = [o for o in outputs if o not in rest.values()]
             best = _best(left_in, left_out, scores)
+            if best is None and len(left_in) > len(left_out):
+                best = _best(left_out, left_in, {(o, n): s for (n, o), s in scores.items()})
+                best = {n: o for o, n in best.items()} if best is not None else None
             if best is None:
                 _ask(left_in, dict.fromkeys(left_in, left_out), "have one shape, and no run tells them apart", evidence)
             found.how |= dict.fromkeys(rest, "by name")
@@ -212,30 +249,26 @@ def _ask(
     fits: Mapping[str, list[str]],
     why: str,
     evidence: Mapping[tuple[str, str], Evidence],
+    step: bool = False,
 ) -> None:
-    """Asks with a whole answer, the likeliest: each input with the output that stands where it stands."""
+    """Asks, and proposes a whole answer: the likeliest. ``step``: the first of them must be the step."""
     free = list(dict.fromkeys(o for n in names for o in fits[n]))
     flags = []
-    steps_first = "one input must be the step" in why
     for i, n in enumerate(names):
-        if steps_first and i == 0:
-            flags.append(f"--step {n}")
-            continue
-        able = [o for o in fits[n] if o in free]
-        if able:
-            able.sort(key=lambda o, n=n: -evidence[n, o].score)  # type: ignore[misc]
+        able = sorted((o for o in fits[n] if o in free), key=lambda o, n=n: -evidence[n, o].score)  # type: ignore[misc]
+        if able and not (step and i == 0):
             free.remove(able[0])
             flags.append(f"--state {n}={able[0]}")
         else:
             flags.append(f"--step {n}")
     of = ", ".join(f"{n} ({' or '.join(fits[n])})" for n in names)
-    raise Unclear([(f"{of} {why}", " ".join(flags) + " (or the like: --state INPUT=OUTPUT, --step INPUT)")])
+    raise Unclear([(f"{of} {why} (--state INPUT=OUTPUT, --step INPUT)", " ".join(flags))])
 
 
 # ---- what runs say
 
 
-def _evidence(bench: Bench, graph: Carrier, name: str, others: list[str]) -> dict[str, Evidence]:
+def _evidence(bench: Bench, graph: Carrier, name: str, others: list[str], probed: int) -> dict[str, Evidence]:
     rng = np.random.default_rng(3)
     draws = []
     for seed in range(3):
@@ -249,31 +282,33 @@ def _evidence(bench: Bench, graph: Carrier, name: str, others: list[str]) -> dic
             continue
         for o in others:
             moved[o] |= not np.array_equal(before[o], after[o], equal_nan=before[o].dtype.kind == "f")
-    holds = _holds(bench, name, others, rng)
+    holds = _holds(bench, name, others, rng, probed)
     found = {}
     for o in others:
         shifts = min(_shared(one[name], out[o]) for one, out in draws)
         passes = all(np.array_equal(one[name], out[o]) for one, out in draws)
         node = bool(graph.begins.get(name, set()) & graph.ends.get(o, set()))
-        found[o] = Evidence(moved[o], holds[o], shifts, passes, node)
+        later = others[others.index(o) + 1 :]
+        twin = any(all(np.array_equal(out[o], out[p]) for _, out in draws) for p in later)
+        found[o] = Evidence(moved[o], holds[o], shifts, passes, node, twin)
     return found
 
 
 def _shared(given: Array, out: Array) -> float:
-    """Share of the output's numbers that are the input's; whole numbers are too few to tell."""
-    if given.dtype.kind != "f" or given.size < 8:
+    """Share of the second's numbers that stand in the first; whole numbers are too few to tell."""
+    if given.dtype.kind != "f" or given.size < 4:
         return 0.0
     return float(np.isin(out, given[given != 0]).mean())
 
 
-def _holds(bench: Bench, name: str, others: list[str], rng: np.random.Generator) -> dict[str, float]:
+def _holds(bench: Bench, name: str, others: list[str], rng: np.random.Generator, probed: int) -> dict[str, float]:
     """Share of probed elements that move their own place most, and in proportion."""
     feed = bench.feed(rng)
     at = feed[name]
     if at.dtype == np.bool_:
         return dict.fromkeys(others, 0.0)
     before = bench.run(feed)
-    places = rng.choice(at.size, min(PROBED, at.size), replace=False)
+    places = rng.choice(at.size, min(probed, at.size), replace=False)
     delta = at.dtype.type(1 if at.dtype.kind in "iu" else 0.5)
     slack = 0.02 if at.dtype == np.float16 else 5e-4
     counted = dict.fromkeys(others, 0)
@@ -300,18 +335,27 @@ def _holds(bench: Bench, name: str, others: list[str], rng: np.random.Generator)
 # ---- what is refused
 
 
-def _refuse_growth(bench: Bench, base: Mapping[str, Array], named: Mapping[str, str]) -> None:
+def _refuse_growth(
+    bench: Bench, feed: Mapping[str, Array], base: Mapping[str, Array], named: Mapping[str, str]
+) -> None:
+    """A cache that is longer when it comes back, by name or because all its numbers stand in what is longer."""
     for n, port in bench.file.inputs.items():
-        o = named.get(n)
-        if o is None or n not in bench.shapes or base[o].ndim != len(port.dims) or base[o].dtype != port.dtype:
+        if n not in bench.shapes or sounds_like_step(n):
             continue
-        longer = [i for i, (a, b) in enumerate(zip(bench.shapes[n], base[o].shape)) if a != b]
-        if len(longer) == 1 and base[o].shape[longer[0]] > bench.shapes[n][longer[0]] and longer[0] in port.free:
-            grown = f"{list(bench.shapes[n])} goes in, {list(base[o].shape)} comes out"
-            raise Refused(
-                f"state {n} grows with every step ({grown} as {o}): no row can hold it; export the model with a cache"
-                " of fixed length"
+        for o, out in base.items():
+            if out.dtype != port.dtype or out.ndim != len(port.dims):
+                continue
+            longer = [i for i, (a, b) in enumerate(zip(bench.shapes[n], out.shape)) if a != b]
+            if len(longer) != 1 or out.shape[longer[0]] < bench.shapes[n][longer[0]] or longer[0] not in port.free:
+                continue
+            inside = _shared(out, feed[n]) == 1.0 and not any(
+                base[p].shape == bench.shapes[n] and base[p].dtype == port.dtype for p in base
             )
+            if named.get(n) == o or inside:
+                raise Refused(
+                    f"state {n} grows with every step ({list(bench.shapes[n])} goes in, {list(out.shape)} comes out as"
+                    f" {o}): no row can hold it; export the model with a cache of fixed length"
+                )
 
 
 def _check_ends(bench: Bench, found: Pairs, graph: Carrier) -> None:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from export.adopt.adoption import Adopted
 from export.adopt.edges import Place
+from pipeline.contract import Output
 
 
 def as_json(adopted: Adopted) -> dict[str, Any]:
@@ -19,7 +20,10 @@ def as_json(adopted: Adopted) -> dict[str, Any]:
         "file": str(adopted.file),
         "model": contract.label,
         "inputs": [_place(p) for p in plan.inputs],
-        "outputs": [_place(p) for p in plan.outputs],
+        "outputs": [_place(p) for p in plan.outputs]
+        or [
+            {"name": o.name, "dtype": o.dtype, "shape": list(o.shape), "step": list(o.shape)} for o in contract.outputs
+        ],
         "states": [
             {
                 "input": s.input,
@@ -66,6 +70,19 @@ def _place(place: Place) -> dict[str, Any]:
     }
 
 
+def _shown(output: Output) -> dict[str, Any]:
+    """A state that is shown, as the contract has it."""
+    step = list(output.shape)
+    return {
+        "name": output.name,
+        "dtype": output.dtype,
+        "shape": [1, *step],
+        "batch_axis": 0,
+        "time_axis": None,
+        "step": step,
+    }
+
+
 def _value(value: Sequence[float | int | bool], shape: Sequence[int]) -> Any:
     if not value:
         return None
@@ -106,7 +123,7 @@ def _parts(adopted: Adopted) -> Iterator[tuple[str, str, str, str]]:
         yield "output", p.name, f"{p.dtype}{list(p.shape)}", _axes(p)
     time = f"axis {plan.timing.axis} of the steps" if plan.timed else "none: one step of a stream a call"
     yield "time axis", time, "", "" if plan.timing.hop is None else f"hop {plan.timing.hop}"
-    yield "batching", plan.lifted.batching, "", plan.lifted.reason
+    yield "batching", plan.lifted.batching, "", "" if plan.lifted.axes else "one stream a call"
 
 
 def _axes(place: Place) -> str:

@@ -6,6 +6,7 @@ and a way to draw values for each. Everything the adoption claims, it claims aft
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -48,7 +49,7 @@ class Session:
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name. Raises Fails."""
-        given = {name: np.ascontiguousarray(a) for name, a in feed.items()}
+        given = {name: np.asarray(a, order="C") for name, a in feed.items()}
         try:
             return dict(zip(self.outputs, self._session.run(self.outputs, given, self._options)))
         except Exception as error:  # noqa: BLE001 - see above
@@ -56,8 +57,11 @@ class Session:
 
 
 def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:400] if lines else type(error).__name__
+    """What onnxruntime says, without its own code for it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0])
+    line = re.sub(r"^Non-zero status code returned while running (\w+) node\. ", r"\1 node does not run: ", line)
+    return re.sub(r"(Status Message: )/\S+:\d+ .*?\) ", r"\1", line)[:400]
 
 
 def close(a: Array, b: Array, tolerance: float = 1e-4) -> bool:
@@ -77,6 +81,8 @@ class Bench:
     limits: dict[str, int] = field(default_factory=dict)
     scale: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Of inputs of floats: what noise is multiplied with, what is added."""
+    values: dict[str, list[Array]] = field(default_factory=dict)
+    """What an input is drawn from, where not any number will do."""
 
     @staticmethod
     def of(file: File, constants: dict[str, Array]) -> Bench:
@@ -88,6 +94,8 @@ class Bench:
 
     def draw(self, name: str, rng: np.random.Generator, shape: Sequence[int] | None = None) -> Array:
         """Values for one input, of its base shape or another."""
+        if name in self.values:
+            return self.values[name][int(rng.integers(len(self.values[name])))]
         shape = self.shapes[name] if shape is None else tuple(shape)
         dtype = self.file.inputs[name].dtype
         if dtype == "bool":
@@ -170,6 +178,28 @@ class Bench:
             if self._survives(2, {}, finite=True):
                 return
         self.scale = {}
+
+    def find_stream_constant(self, name: str, known: Sequence[Array]) -> None:
+        """What a stream's own constant may be: ``known`` values that run, else any number that does."""
+        rng = np.random.default_rng(6)
+        shape = self.constants[name].shape
+        runs = [v for v in known if self._takes(name, v)]
+        if runs:
+            self.values[name] = runs
+            self.constants[name] = runs[0]
+            return
+        for limit in WHOLE_LIMITS:
+            self.limits[name] = limit
+            if all(self._takes(name, self.draw(name, rng, shape)) for _ in range(8)):
+                break
+        self.constants[name] = self.draw(name, rng, shape)
+
+    def _takes(self, name: str, value: Array) -> bool:
+        try:
+            self.run(self.feed(np.random.default_rng(7), {name: value}))
+        except Fails:
+            return False
+        return True
 
     def _survives(self, runs: int, given: Mapping[str, Array], finite: bool = False) -> bool:
         rng = np.random.default_rng(1)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from export.adopt.file import Array, File
+from export.adopt.file import Array, File, require
 from export.adopt.verdict import Refused
 from pipeline.errors import ModelError
 
@@ -65,7 +65,7 @@ def read_config(path: Path, file: File) -> Config | None:
 def _add_state(config: Config, file: File, state: Message) -> None:
     given, made = (_one(state, key, config.path) for key in ("input_name", "output_name"))
     if given not in file.inputs and given in file.optional:
-        file.inputs[given] = file.optional.pop(given)
+        require(file, given)
     for name, there, kind in ((given, file.inputs, "input"), (made, file.outputs, "output")):
         if name not in there:
             raise Refused(f"{config.path}: state {given}: the graph has no {kind} {name!r} (it has {', '.join(there)})")
