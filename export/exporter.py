@@ -151,7 +151,7 @@ def _ask(contract: Contract) -> None:
     """What codec and head need and no module shows. Raises ConfigError with the flag that says it."""
     head, outputs = contract.head, contract.outputs
     names = ", ".join(o.name for o in outputs)
-    if head.kind in ("classify", "generate") and head.output is None and len(outputs) > 1:
+    if head.kind in ("classify", "generate", "transcribe") and head.output is None and len(outputs) > 1:
         raise ConfigError(f"the head {head.kind} reads one of the outputs {names}: give --head-output NAME")
     if head.output is not None and head.output not in [o.name for o in outputs]:
         raise ConfigError(f"--head-output {head.output}: the module's outputs are {names}")
@@ -160,6 +160,16 @@ def _ask(contract: Contract) -> None:
         raise ConfigError(
             f"the head classify needs a label for each class of output {output.name} {list(output.shape)}:"
             " give --labels A,B"
+        )
+    if head.kind == "transcribe" and not head.labels:
+        output = contract.output(head.output or outputs[0].name)
+        raise ConfigError(
+            f"the head transcribe needs a label for each class of output {output.name} {list(output.shape)}, an empty one"
+            " for the blank: give --labels @FILE (one a line)"
+        )
+    if head.kind == "transcribe" and "step_s" not in head.settings:
+        raise ConfigError(
+            "the head transcribe must know how long a step of the model is: give --head-setting step_s=SECONDS"
         )
     if contract.codec.kind == "text" and "unit" not in contract.codec.settings:
         raise ConfigError(

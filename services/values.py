@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ class Decoder:
 
     def __init__(self, contract: Contract | None) -> None:
         self._outputs: tuple[Output, ...] = ()
+        self._transcripts = contract is not None and contract.head.kind == "transcribe"
         if contract is not None and contract.head.kind == "tensor":
             chosen = contract.head.output
             self._outputs = contract.outputs if chosen is None else (contract.output(chosen),)
@@ -45,7 +47,7 @@ class Decoder:
             return "(end of stream)"
         if isinstance(found, dict):
             return " ".join(f"{name}={np.array(rows).tolist()}" for name, rows in found.items())
-        return escape(found)
+        return escape(_transcript(found) if self._transcripts else found)
 
     def _arrays(self, value: bytes, steps: int) -> dict[str, Any]:
         arrays, at = {}, 0
@@ -55,6 +57,16 @@ class Decoder:
             arrays[output.name] = np.frombuffer(value[at:end], dtype).reshape(steps, *output.shape).tolist()
             at = end
         return arrays
+
+
+def _transcript(value: str) -> str:
+    """``[1.20-2.46] what was said``, with dots behind it while it goes on; anything else as it is."""
+    try:
+        said = json.loads(value)
+        dots = "" if said["final"] else " ..."
+        return f"[{said['start_s']:.2f}-{said['end_s']:.2f}] {said['text']}{dots}"
+    except (ValueError, TypeError, KeyError):
+        return value
 
 
 def headers_as_json(headers: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
