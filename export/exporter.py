@@ -164,8 +164,8 @@ def _ask(contract: Contract) -> None:
     if head.kind == "transcribe" and not head.labels:
         output = contract.output(head.output or outputs[0].name)
         raise ConfigError(
-            f"the head transcribe needs a label for each class of output {output.name} {list(output.shape)}, an empty one"
-            " for the blank: give --labels @FILE (one a line)"
+            f"the head transcribe needs a label for each class of output {output.name} {list(output.shape)}, an empty"
+            " one for the blank: give --labels @FILE (one a line)"
         )
     if head.kind == "transcribe" and "step_s" not in head.settings:
         raise ConfigError(
