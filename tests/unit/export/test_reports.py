@@ -11,7 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
-from export.reports import REPORTS, gradients  # noqa: E402
+from export.data.topics import Corpus  # noqa: E402
+from export.reports import REPORTS, activation, gradients, length, units  # noqa: E402
+from export.reports.texts import TextStudy  # noqa: E402
 from export.training.copying import CopyNet, CopyProblem, CopyShape  # noqa: E402
 from export.training.schedule import Schedule  # noqa: E402
 from services.cli import main  # noqa: E402
@@ -79,3 +81,45 @@ def test_reports_are_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         main(["train", "--report", "nothing"])
     assert {"gradients", "units", "length", "activation"} == set(REPORTS)
+
+
+@pytest.fixture
+def study() -> TextStudy:
+    text = "".join(f"verse {i % 10}: row, row, row your boat\n" for i in range(60))
+    corpus = Corpus("rows", "rows", "none", text, text[:300], text[:100])
+    return TextStudy(corpus, epochs=1, lanes=4, window=20, embedding=4, measure_s=0.01)
+
+
+def test_the_report_of_units(tmp_path: Path, study: TextStudy) -> None:
+    units.report(tmp_path, study, units=(4, 8), layers=(1, 2))
+    table = rows(tmp_path / "units.csv")
+    assert [(r["layers"], r["connected"], r["units"]) for r in table] == [
+        ("1", "-", "4"),
+        ("1", "-", "8"),
+        *(("2", c, n) for c in ("stacked", "dense") for n in ("4", "8")),
+    ]
+    weights = [int(r["weights"].replace(",", "")) for r in table]
+    assert weights[4] > weights[2] > weights[0]
+    assert all(0 < float(r["bits per character"]) < 8 for r in table)
+    assert all(int(r["steps/s served"].replace(",", "")) > 0 for r in table)
+    assert (tmp_path / "units.png").read_bytes().startswith(b"\x89PNG")
+    checkpoints = {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/checkpoint.pt")}
+    assert len(checkpoints) == 6
+    units.report(tmp_path, study, units=(4, 8), layers=(1, 2))
+    assert checkpoints == {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/checkpoint.pt")}
+
+
+def test_the_report_of_length(tmp_path: Path, study: TextStudy) -> None:
+    length.report(tmp_path, study, units=8, windows=(5, 20), lengths=(1, 8))
+    assert [r["window"] for r in rows(tmp_path / "truncation.csv")] == ["5 steps", "20 steps"]
+    along = rows(tmp_path / "along-time.csv")
+    assert list(along[0]) == ["in one call", "LSTM, steps/s", "minGRU, steps/s"]
+    assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_activation(tmp_path: Path, study: TextStudy) -> None:
+    activation.report(tmp_path, study, units=8)
+    table = rows(tmp_path / "activation.csv")
+    assert {r["activation"] for r in table} == {"sigmoid", "tanh", "relu", "identity"}
+    assert all(float(r["gradient norm, last epoch"]) > 0 for r in table)
+    assert (tmp_path / "activation.png").read_bytes().startswith(b"\x89PNG")
