@@ -222,6 +222,10 @@ def test_heads_ask_for_what_they_need(tmp_path: Path) -> None:
         export_module(m.Tokens(), folder, "int64", head=HeadSpec("classify", labels=("a", "b")))
     with pytest.raises(ConfigError, match=r"one of the outputs output_0, output_1: give --head-output"):
         export_module(m.Odd(), folder, "float32[8]", head=HeadSpec("classify", labels=("a",)))
+    with pytest.raises(ConfigError, match=r"label for each class of output output \[3\], an empty one for the blank"):
+        export_module(m.Tokens(), folder, "int64", head="transcribe")
+    with pytest.raises(ConfigError, match="how long a step of the model is: give --head-setting step_s=SECONDS"):
+        export_module(m.Tokens(), folder, "int64", head=HeadSpec("transcribe", labels=("", "a", "b")))
     with pytest.raises(ConfigError, match="--codec-setting unit=bytes"):
         export_module(m.Tokens(), folder, "int64", codec="text")
     with pytest.raises(ContractError, match="unknown codec 'morse'"):

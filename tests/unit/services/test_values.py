@@ -47,6 +47,16 @@ def test_a_model_turns_bytes_into_numbers_output_after_output() -> None:
     assert decoder.fields(value[:-1]) == {"value_base64": base64.b64encode(value[:-1]).decode()}
 
 
+def test_a_transcript_is_shown_with_its_times_and_dots_while_it_goes_on() -> None:
+    decoder = Decoder(tensor_contract(head="transcribe"))
+    partial = b'{"text":"so b\xc3\xa4","final":false,"start_s":12.3,"end_s":13.04}'
+    assert decoder.line(partial) == "[12.30-13.04] so bä ..."
+    assert decoder.line(partial.replace(b"false", b"true")) == "[12.30-13.04] so bä"
+    assert decoder.fields(partial) == {"value": partial.decode()}
+    for other in (b"12", b"{}", b'{"text":"a","final":true,"start_s":"1"}', b"no JSON"):
+        assert decoder.line(other) == other.decode()
+
+
 def test_the_source_header_is_two_numbers() -> None:
     source = source_column(3, np.array([1 << 40])).tobytes()
     told = headers_as_json([("eddy-model", b"m/1"), ("eddy-source", source), ("odd", b"\xff")])
