@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from export.nets.cells import ElmanLayer
 from export.nets.stack import StackShape
 from export.reports.writing import write_numbers, write_picture, write_table
+from export.training.checkpoint import Progress
 from export.training.copying import CopyNet, CopyProblem, CopyShape
 from export.training.loop import fit
 from export.training.schedule import Schedule
@@ -73,10 +74,11 @@ class Study:
 
 
 def report(folder: Path, study: Study | None = None) -> None:
-    """``gradients.png`` and ``.csv``, ``accuracy.md`` and ``.csv``; what is trained stays in ``folder/runs``."""
+    """``gradients.png``, and the tables ``gradients``, ``accuracy`` and ``clipping``; runs stay in ``folder/runs``."""
     study = study or Study()
     _picture(folder, study)
     _accuracy(folder, study)
+    _clipping(folder, study)
 
 
 def _picture(folder: Path, study: Study) -> None:
@@ -142,12 +144,33 @@ def _accuracy(folder: Path, study: Study) -> None:
     for candidate in candidates(study.units):
         cells = []
         for length in study.lengths:
-            shape = CopyShape(length, items=1, batch=study.batch, updates=study.updates)
-            found = []
-            for seed in range(study.seeds):
-                problem = CopyProblem(shape, build(candidate, shape, seed))
-                run = folder / "runs" / f"{candidate.name.replace(' ', '-').replace(',', '')}-{length}-{seed}"
-                found.append(1 - fit(problem, replace(study.schedule, seed=seed), run, draw=False).best_score)
+            found = [1 - _trained(candidate, length, seed, folder, study).best_score for seed in range(study.seeds)]
             cells.append(f"{np.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})")
         rows.append([candidate.name, *cells])
     write_table(folder, "accuracy", ["net", *(f"{n} steps" for n in study.lengths)], rows)
+
+
+def _clipping(folder: Path, study: Study) -> None:
+    """Nets whose error grows on its way back, with and without clipping."""
+    length, rows = study.lengths[-1], []
+    for activation, growth in (("tanh", 1.5), ("relu", 1.5), ("identity", 1.1)):
+        stack = StackShape(0, "elman", layers=1, units=study.units, activation=activation, start="orthogonal")
+        candidate = Candidate(f"Elman, {activation}, {growth:g} x orthogonal", stack, growth=growth)
+        cells = []
+        for clip_norm in (0.0, 1.0):
+            clipped = replace(study, schedule=replace(study.schedule, clip_norm=clip_norm))
+            runs = [_trained(candidate, length, seed, folder, clipped) for seed in range(study.seeds)]
+            cells += [
+                f"{np.mean([1 - r.best_score for r in runs]):.2f}",
+                f"{max(p.gradient_max for r in runs for p in r.curve):.2g}",
+            ]
+        rows.append([candidate.name, *cells])
+    header = ["net", "accuracy, not clipped", "largest gradient", "accuracy, clipped to norm 1", "largest gradient"]
+    write_table(folder, "clipping", header, rows)
+
+
+def _trained(candidate: Candidate, length: int, seed: int, folder: Path, study: Study) -> Progress:
+    shape = CopyShape(length, items=1, batch=study.batch, updates=study.updates)
+    name = f"{candidate.name.replace(' ', '-').replace(',', '')}-{length}-{seed}-{study.schedule.clip_norm:g}"
+    problem = CopyProblem(shape, build(candidate, shape, seed))
+    return fit(problem, replace(study.schedule, seed=seed), folder / "runs" / name, draw=False)

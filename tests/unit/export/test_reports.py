@@ -41,7 +41,9 @@ def test_the_report_of_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[s
     table = rows(tmp_path / "accuracy.csv")
     assert [r["net"] for r in table] == [c.name for c in gradients.candidates(12)]
     assert list(table[0]) == ["net", "2 steps", "4 steps"]
-    assert (tmp_path / "accuracy.md").read_text() in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all((tmp_path / f"{name}.md").read_text() in printed for name in ("accuracy", "clipping"))
+    assert len((tmp_path / "clipping.md").read_text().splitlines()) == 5
 
 
 def test_the_norms_are_those_of_the_derivative() -> None:
