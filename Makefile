@@ -73,5 +73,5 @@ $(VENV)/.serving: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.everything: pyproject.toml | $(VENV)/.made
 	@echo "installing what training, tests and linters need, torch among it (a few minutes, once)"
-	@$(BIN)/python -m pip install --editable '.[export,broker,dev]'
+	@$(BIN)/python -m pip install --editable '.[export,broker,media,dev]'
 	@touch $@ $(VENV)/.serving

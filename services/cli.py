@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
 from export.adopt.command import add_adopt_parser
 from export.commands import add_export_parser, add_score_parser, add_train_parser
 from pipeline.errors import EddyError, UserError
 from services.broker import add_broker_parser
+from services.producing.parsers import AUDIO_EXAMPLES, VIDEO_EXAMPLES, add_audio_arguments, add_video_arguments
 from services.settings import add_settings
 
 BOOTSTRAP = "127.0.0.1:9092"
@@ -27,12 +29,16 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one line, as every other mistake is said."""
 
     mixed = False
+    kinds: Mapping[str, Parser] = MappingProxyType({})
+    """Parsers for what follows a first word of these."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"eddy: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Where ``mixed``, files may stand before and behind flags; argparse's own way takes them in one place."""
+        if args and args[0] in self.kinds:
+            return self.kinds[args[0]].parse_known_args(args[1:], namespace)
         if not self.mixed:
             return super().parse_known_args(args, namespace)
         self.mixed = False  # parse_known_intermixed_args comes back here
@@ -155,16 +161,17 @@ def _add_produce(commands: Commands) -> None:
     parser = _command(
         commands,
         "produce",
-        "write records to a topic: lines of text, the bytes of one stream, or arrays",
+        "write records to a topic: lines of text, the bytes of one stream, or arrays; sound and video, too",
         "  printf 'alice\\tOnce upon\\nbob\\tIt was\\n' | eddy produce prompts\n"
         "  eddy produce prompts --key alice --header eddy-max-steps=80 story.txt\n"
         "  eddy produce features sensor-1.npy sensor-2.npy --steps-per-record 16\n"
-        "  eddy produce prompts --end alice",
+        "  eddy produce prompts --end alice\n\n"
+        "Sound and video have flags of their own:\n"
+        "  eddy produce audio --help\n  eddy produce video --help",
     )
     parser.mixed = True
     parser.add_argument("topic")
     parser.add_argument("files", nargs="*", metavar="FILE", help=".npy arrays [steps, ...], else text [stdin]")
-    _add_bootstrap(parser)
     parser.add_argument(
         "--key", metavar="KEY", help="one stream: input is its bytes, cut anywhere, not lines with keys"
     )
@@ -174,15 +181,9 @@ def _add_produce(commands: Commands) -> None:
     )
     parser.add_argument("--steps-per-record", type=int, default=1, metavar="N", help="of .npy arrays [1]")
     parser.add_argument(
-        "--header", "--headers", action="append", default=[], metavar="NAME=VALUE", help="on every record; repeatable"
-    )
-    parser.add_argument(
         "--end", action="append", default=[], metavar="KEY", help="end this stream, after the input if any; repeatable"
     )
-    parser.add_argument(
-        "--compression", default="none", choices=("none", "gzip", "snappy", "lz4", "zstd"), help="of batches [none]"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
+    _add_writing(parser)
 
     def handler(args: argparse.Namespace) -> int:
         from services.produce import produce
@@ -190,6 +191,58 @@ def _add_produce(commands: Commands) -> None:
         return produce(args)
 
     parser.set_defaults(handler=handler)
+    parser.kinds = {"audio": _audio_parser(), "video": _video_parser()}
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    """What every kind of `eddy produce` has."""
+    _add_bootstrap(parser)
+    parser.add_argument(
+        "--header", "--headers", action="append", default=[], metavar="NAME=VALUE", help="on every record; repeatable"
+    )
+    parser.add_argument(
+        "--compression", default="none", choices=("none", "gzip", "snappy", "lz4", "zstd"), help="of batches [none]"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
+
+
+def _audio_parser() -> Parser:
+    parser = _kind("audio", "Write sound to a topic, as 16-bit mono PCM at the model's rate.", AUDIO_EXAMPLES)
+    add_audio_arguments(parser)
+    _add_writing(parser)
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.producing.audio import produce_audio
+
+        return produce_audio(args)
+
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _video_parser() -> Parser:
+    parser = _kind("video", "Write video to a topic, a frame a record.", VIDEO_EXAMPLES)
+    add_video_arguments(parser)
+    _add_writing(parser)
+
+    def handler(args: argparse.Namespace) -> int:
+        from services.producing.video import produce_video
+
+        return produce_video(args)
+
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _kind(name: str, description: str, examples: str) -> Parser:
+    parser = Parser(
+        prog=f"eddy produce {name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.mixed = True
+    return parser
 
 
 def _add_tail(commands: Commands) -> None:

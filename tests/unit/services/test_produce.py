@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from services.cli import build_parser
-from services.produce import Record, read_records
+from services.produce import read_records
+from services.producing.send import Record
 
 
 def records(*argv: str, files: tuple[Path, ...] = ()) -> list[Record]:
