@@ -19,7 +19,7 @@ ROW = np.dtype(
         ("heard", "<i8"),  # 1 + the last step that was no silence; 0: none yet
         ("surprise", "<i8"),  # -log p of the utterance's likeliest characters, summed, in millionths
         ("characters", "<i4"),  # how many these are
-        ("last", "<i4"),  # 1 + the label of the last step; 0: the blank, or no step yet
+        ("last", "<i4"),  # 1 + the label of the last step; 0: no step yet
         ("size", "<i4"),  # of the text behind these fields, bytes; of a beam: 1 where it is quiet
     ]
 )
@@ -94,7 +94,7 @@ def frames_of(finished: Finished, memory: AnyArray, labels: Labels) -> Frames | 
     at = first[1:][moved] - 1
     rows["steps"] += lengths
     rows["heard"][moved] = heard[at]
-    rows["last"][moved] = np.where(label[at] == labels.blank, 0, label[at] + 1)
+    rows["last"][moved] = label[at] + 1
     return Frames(
         slots,
         rows,

@@ -120,3 +120,21 @@ async def test_a_stream_says_the_same_however_it_is_cut_and_whoever_goes_on(tmp_
         assert told == sorted(told)
         assert set(told) <= set(mine)
         assert len(told) > len(set(told)) or len(mine) > 20, "one of a few long records is answered several times"
+
+
+async def test_answers_are_those_of_their_records_where_one_has_several_and_another_none(tmp_path):
+    """As many answers as records, in one poll of one partition."""
+    file = listener(tmp_path / "1" / "model.onnx")
+    broker = new_broker()
+    heard = {"": 0, "a": 1, "b": 2}
+    for record in (["a", "", "", "", "b"], [""], [""], ["", "a"]):
+        logits = 9 * np.eye(len(LABELS), dtype="<f4")[[heard[label] for label in record]]
+        broker.produce("in", 1, b"k", logits.tobytes())
+    worker, _ = made(broker, file)
+    async with running(worker) as task:
+        await until(broker, task, lambda: done(broker) == 4)
+    told = [
+        (json.loads(found.value)["text"], int.from_bytes(dict(found.headers)["eddy-source"][4:], "big"))
+        for _, _, found in broker.records("out")
+    ]
+    assert told == [("a", 0), ("b", 0), ("b", 2), ("a", 3)]

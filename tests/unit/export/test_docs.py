@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.beside import Beside
 from pipeline.contract import Contract
+from pipeline.errors import ContractError
+from pipeline.heads import make_head
 from pipeline.model_file import load_graph, read_contract
 
 ROOT = Path(__file__).parents[3]
@@ -53,3 +56,32 @@ def test_the_call_does_what_the_command_does(tmp_path: Path) -> None:
     call = next(b for b in blocks(page, "python") if "export_module(" in b)
     subprocess.run([sys.executable, "-c", call], cwd=tmp_path, check=True)
     assert read_contract(load_graph(file), page) == by_command
+
+
+def test_the_transcribing_model_is_exported_with_its_language_model(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "lines.txt").write_text("so be it\nbe it so\n")
+    call = next(b for b in blocks("docs/exporting.md", "python") if "language_model" in b)
+    module = """
+import torch
+
+
+class Speech(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = torch.nn.LSTM(240, 8)
+
+    def initial_state(self, batch):
+        return torch.zeros(1, batch, 8), torch.zeros(1, batch, 8)
+
+    def forward(self, steps, h, c):
+        y, (h, c) = self.cell(steps, (h, c))
+        return y, h, c
+"""
+    subprocess.run([sys.executable, "-c", module + call], cwd=tmp_path, check=True)
+    file = tmp_path / "models" / "speech" / "1" / "model.onnx"
+    contract = read_contract(load_graph(file), "speech")
+    assert contract.head.labels == ("", *" beiost")
+    assert make_head(contract, Beside(file.parent)).memory_bytes == contract.head.memory_bytes
+    with pytest.raises(ContractError, match=r"needs the file 'lm\.bin' from beside"):
+        make_head(contract)
