@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import platform
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from export.data.topics import UNKNOWN, Alphabet, load_corpus, text_file
-from export.tasks.base import Figure, deviations, read_figures
+from export.tasks.base import Figure, deviations
 from export.tasks.text import score_model
 from pipeline.errors import ConfigError, ModelError
 
@@ -22,8 +21,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from export.nets.text import TextNetShape  # noqa: E402
-from export.rebuild import RECIPES  # noqa: E402
-from export.rebuild import main as rebuild_main  # noqa: E402
 from export.training.checkpoint import read_run  # noqa: E402
 from export.training.loop import fit  # noqa: E402
 from export.training.schedule import Schedule  # noqa: E402
@@ -210,24 +207,3 @@ def test_too_many_lanes_say_so(book: Path) -> None:
     corpus = text_file(book)
     with pytest.raises(ConfigError, match="fewer --lanes"):
         TextProblem(corpus, Alphabet(None), TextNetShape(units=4), lanes=10_000)
-
-
-def test_every_shipped_model_has_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    models = SHIPPED.parents[1]
-    assert sorted(RECIPES) == sorted(f.name for f in models.iterdir() if f.is_dir())
-    for name in RECIPES:
-        assert "```sh\nmake models\n```" in (models / name / "1" / "README.md").read_text()
-    assert rebuild_main(["no-such-model"]) == 2
-    assert "no recipe for 'no-such-model'" in capsys.readouterr().err
-
-
-def test_the_shipped_model_scores_as_its_card_says(capsys: pytest.CaptureFixture[str]) -> None:
-    card, scored = (SHIPPED / "README.md").read_text(), read_figures(SHIPPED)
-    assert main(["score", str(SHIPPED), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["figures"][0]["value"] < 2.3
-    assert result["same_data"] == (scored.python == platform.python_version())
-    assert f"reference topics of Python {scored.python}" in card
-    for figure in scored.scores.figures:
-        assert f"| {figure.value:.4f} |" in card
-    assert (SHIPPED / "model.onnx").stat().st_size < 8_000_000
