@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 from pipeline.errors import ConfigError
 
+PRECISIONS = ("float32", "float16", "int8")
+"""That the weights of a model file can be stored in."""
 Commands = argparse._SubParsersAction
 
 

@@ -21,6 +21,8 @@ class CardText:
     summary: str = ""
     data: str = ""
     metrics: tuple[tuple[str, str], ...] = ()
+    precisions: tuple[tuple[str, ...], ...] = ()
+    """The same model with its weights stored in fewer bits: a header and its rows."""
     training: str = ""
     licence: str = ""
     command: str = ""
@@ -39,6 +41,9 @@ def _lines(contract: Contract, parity: Parity, model_bytes: int, text: CardText)
             yield from ("", f"## {title}", "", body) if title else ("", body)
     if text.metrics:
         yield from ("", "## Metrics", "", *_table(("metric", "value"), text.metrics))
+    if text.precisions:
+        header, *rows = text.precisions
+        yield from ("", "## Precisions", "", *_table(header, rows))
     yield from ("", "## Contract", "")
     yield from _table(("part", "what"), _contract_rows(contract, model_bytes))
     yield from ("", "## Parity", "")
@@ -68,9 +73,20 @@ def _contract_rows(contract: Contract, model_bytes: int) -> Iterable[tuple[str, 
         yield "state", f"`{state.input}` -> `{state.output}` {state.dtype} [{', '.join(shape)}], begins as {start}"
     for o in contract.outputs:
         yield "output", f"`{o.name}` {o.dtype} {dims(o.shape)}"
-    yield "codec", f"{contract.codec.kind}, {contract.codec.memory_bytes} bytes a stream"
+    yield "codec", f"{_codec(contract)}, {contract.codec.memory_bytes} bytes a stream"
     yield "head", f"{contract.head.kind}, {contract.head.memory_bytes} bytes a stream"
     yield "digest", f"`{contract.digest.hex()}`"
+
+
+def _codec(contract: Contract) -> str:
+    """With how a tokenizer is served, where there is one."""
+    settings = contract.codec.settings
+    if settings.get("unit") != "tokens":
+        return contract.codec.kind
+    if settings.get("flush") == "boundary":
+        waits = "a record's last word waits for the next record"
+        return f"{contract.codec.kind} by tokenizer.json, cut at every {settings['cut']}; {waits}"
+    return f"{contract.codec.kind} by tokenizer.json, every record by itself"
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:

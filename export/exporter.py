@@ -19,10 +19,12 @@ from export.card import CardText, write_card
 from export.graph import to_onnx
 from export.measure import tolerance_of
 from export.memory import fit_memory
-from export.parity import Parity, prove
+from export.parity import Parity, prove, prove_stored
 from export.probe import LAYOUTS, Layout, Misfit, Subject, find_layout, outputs_of, steps_name, subject
+from export.quantise import store_weights
 from export.spec import parse_step
 from pipeline.beside import Beside
+from pipeline.codecs.tokenizer import Tokenization
 from pipeline.contract import CodecSpec, Contract, HeadSpec, StepInput
 from pipeline.errors import ConfigError, ModelError
 from pipeline.model_file import write_contract
@@ -54,6 +56,8 @@ class ExportOptions:
     tolerance: float | None = None
     """Relative; None: 1e-4, or 5e-3 where anything is float16."""
     max_megabytes: float = 200.0
+    precision: str = "float32"
+    """Of the weights in the file: ``float32``, ``float16`` or ``int8`` (``quantise.py``). Buffers stay as they are."""
     beside: Mapping[str, Path] = field(default_factory=dict)
     """Name -> where it is now, of each file that a setting of codec or head names; it is copied beside model.onnx."""
     card: CardText = field(default_factory=CardText)
@@ -113,8 +117,10 @@ def export_module(
         )
     )
     _ask(contract)
+    _check_tokens(contract, options, of.step_limit)
     contract = fit_memory(contract, Beside(files=options.beside))
     model, contract, parity, notes = _prove_or_step(of, layout, contract, tolerance)
+    model, parity = _stored(of, layout, model, contract, parity, options.precision)
     size = model.ByteSize()
     if size > options.max_megabytes * MEGABYTE:
         raise ModelError(
@@ -129,6 +135,22 @@ def export_module(
     _write(file, model.SerializeToString())
     write_card(folder / "README.md", contract, parity, file.stat().st_size, options.card)
     return Exported(file, contract, parity, notes)
+
+
+def _stored(
+    of: Subject, layout: Layout, model: onnx.ModelProto, contract: Contract, parity: Parity, precision: str
+) -> tuple[onnx.ModelProto, Parity]:
+    """The graph with its weights in ``precision``, proven to compute with what is stored."""
+    buffers = {f"module.{name}" for name, _ in of.module.named_buffers()}
+    small, stored = store_weights(model, precision, buffers)
+    if not stored:
+        return model, parity
+    fitting = layout if contract.time_axis is not None else Layout(layout.time_axis, layout.batch_axis, stepwise=True)
+    try:
+        rows = prove_stored(of, fitting, model, small, contract, parity.tolerance, precision)
+    except Misfit as misfit:
+        raise ModelError(f"the graph with weights in {precision} does not do what it should: {misfit}") from None
+    return small, replace(parity, rows=(*parity.rows, *rows))
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -173,8 +195,22 @@ def _ask(contract: Contract) -> None:
         )
     if contract.codec.kind == "text" and "unit" not in contract.codec.settings:
         raise ConfigError(
-            "the codec text must know what a token is: give --codec-setting unit=bytes, or --codec-setting"
-            " unit=characters with --codec-setting vocabulary=@FILE (a JSON list of characters, in the tokens' order)"
+            "the codec text must know what a token is: give --tokenizer tokenizer.json, or --codec-setting unit=bytes,"
+            " or --codec-setting unit=characters with --codec-setting vocabulary=@FILE (a JSON list of characters, in"
+            " the tokens' order)"
+        )
+
+
+def _check_tokens(contract: Contract, options: ExportOptions, step_limit: int) -> None:
+    """A tokenizer has no token that the module does not take. Raises ConfigError."""
+    if contract.codec.kind != "text" or contract.codec.settings.get("unit") != "tokens":
+        return
+    count = Tokenization.of(contract, Beside(files=options.beside)).count
+    if count > step_limit:
+        limit = "--step-limit" if options.step_limit is not None else "the size of its first embedding"
+        raise ConfigError(
+            f"the tokenizer has {count} tokens, the module takes steps below {step_limit} ({limit}): it is another"
+            " model's, or --step-limit must say otherwise"
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from export.measure import Array, Arrays, measure
 from export.probe import Layout, Misfit, Subject, Tensors, first_line
+from export.quantise import restored, with_weights
 from pipeline.contract import Contract
 from pipeline.errors import ModelError
 
@@ -121,13 +123,46 @@ def prove(of: Subject, layout: Layout, model: onnx.ModelProto, contract: Contrac
         stepped = runner.stepped(arrays, runner.initial(PROOF_BATCH))
         rows.append(_row(contract, "whole sequence against step by step", graph_run, stepped, tolerance))
     rows.append(_alone(runner, contract, arrays, graph_run, tolerance))
-    worst = max(rows, key=lambda r: r.excess)
-    if worst.excess > 1:
-        raise Misfit(f"{worst.what}: {worst.where} differs by {worst.largest:.3g}, more than allowed ({tolerance:g})")
+    _hold(rows, tolerance)
     matters = _matters(of, layout, torch_run, steps)
     if not any(size > 0 for _, size in matters):
         raise ModelError("no state changes what follows: forward must use the states it is given")
     return Parity(tuple(rows), matters, tolerance)
+
+
+def prove_stored(
+    of: Subject,
+    layout: Layout,
+    model: onnx.ModelProto,
+    small: onnx.ModelProto,
+    contract: Contract,
+    tolerance: float,
+    precision: str,
+) -> tuple[Row, ...]:
+    """``small`` is ``model`` with its weights stored in ``precision``: it must compute with what was stored, alike in
+    every way that a worker runs it. How far it is from ``model`` is a row without a limit: the model's figures judge
+    that. Raises Misfit.
+    """
+    plain, stored = Runner(model, contract, layout), Runner(small, contract, layout)
+    rounded = Runner(with_weights(model, restored(small)), contract, layout)
+    arrays = tuple(_array(s) for s in of.sample(PROOF_STEPS, PROOF_BATCH, 5))
+    result = stored.run(arrays, stored.initial(PROOF_BATCH))
+    meant = rounded.run(arrays, rounded.initial(PROOF_BATCH))
+    rows = [_row(contract, f"{precision} as stored against as meant", result, meant, tolerance)]
+    if contract.time_axis is not None:
+        stepped = stored.stepped(arrays, stored.initial(PROOF_BATCH))
+        rows.append(_row(contract, f"{precision}, whole sequence against step by step", result, stepped, tolerance))
+    alone = _alone(stored, contract, arrays, result, tolerance)
+    rows.append(replace(alone, what=f"{precision}, {alone.what}"))
+    _hold(rows, tolerance)
+    full = plain.run(arrays, plain.initial(PROOF_BATCH))
+    return (*rows, replace(_row(contract, f"{precision} against float32", result, full, tolerance), excess=0.0))
+
+
+def _hold(rows: Sequence[Row], tolerance: float) -> None:
+    worst = max(rows, key=lambda r: r.excess)
+    if worst.excess > 1:
+        raise Misfit(f"{worst.what}: {worst.where} differs by {worst.largest:.3g}, more than allowed ({tolerance:g})")
 
 
 def _alone(runner: Runner, contract: Contract, steps: Arrays, batched: tuple[Arrays, Arrays], tolerance: float) -> Row:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.arguments import Commands, need
+from export.arguments import PRECISIONS, Commands, need
 from export.tasks import TASKS
 from pipeline.errors import ConfigError, ModelError
 
@@ -75,6 +75,12 @@ def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--head-output", metavar="NAME", help="output that feeds the head [all, or the only one]")
     add("--labels", default="", metavar="A,B", help="classes of the head classify; @FILE has one a line")
     add("--tolerance", type=float, metavar="X", help="largest relative difference [1e-4; 5e-3 with float16]")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of the weights in the file; computed with in float32 [float32]",
+    )
     add("--max-megabytes", type=float, default=200.0, metavar="N", help="largest graph [200]")
     add("--summary", default="", metavar="TEXT", help="for the model card: what the model does")
     add("--data", default="", metavar="TEXT", help="for the model card: what it was trained on")
@@ -106,7 +112,7 @@ def _export_run(args: argparse.Namespace, command: str) -> Exported:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is for a module of your own: name PACKAGE.MODULE:NAME, or leave it out")
     settings = _settings(args.head_setting, "--head-setting")
-    options = ExportOptions(tolerance=args.tolerance, max_megabytes=args.max_megabytes)
+    options = ExportOptions(tolerance=args.tolerance, max_megabytes=args.max_megabytes, precision=args.precision)
     run = read_run(args.checkpoint)
     if run.task not in TASKS:
         raise ModelError(f"{run.file}: this Eddy has no task {run.task!r}; it has {', '.join(TASKS)}")
@@ -146,6 +152,7 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
             time_axis=args.time_axis,
             tolerance=args.tolerance,
             max_megabytes=args.max_megabytes,
+            precision=args.precision,
             card=CardText(summary=args.summary, data=args.data, licence=args.licence, command=command),
         ),
     )

@@ -7,11 +7,13 @@ import os
 import platform
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from export.arguments import PRECISIONS
 from export.training.schedule import Schedule
 from pipeline.errors import ConfigError, ModelError
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from export.training.loop import Problem
     from pipeline.contract import CodecSpec, HeadSpec, StepInput
 
+FIGURES_OF_PRECISIONS = 3
+"""How many of a model's figures are shown for each precision."""
 FIGURES = "figures.json"
 """Beside ``model.onnx``: what was scored of it, on which data."""
 
@@ -81,6 +85,8 @@ class Served:
     """Without the held-out figures, which are added to it, and without the command."""
     about: dict[str, Any]
     """Kept in ``figures.json``, given to ``score``."""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Files that codec or head name, for ``ExportOptions.beside``."""
 
 
 class Task(ABC):
@@ -130,12 +136,42 @@ class Task(ABC):
 
         served = self.served(run)
         head = replace(served.head, settings={**served.head.settings, **settings})
+        options = replace(options, beside={**options.beside, **served.beside})
         exported = export_module(served.net, output, served.steps, codec=served.codec, head=head, options=options)
         scores = self.score(output, served.about, baselines=True)
         write_figures(output, Scored(self.name, served.about, scores, platform.python_version()))
-        card = replace(served.card, command=command, metrics=(*figure_rows(scores.figures), *served.card.metrics))
+        card = replace(
+            served.card,
+            command=command,
+            metrics=(*figure_rows(scores.figures), *served.card.metrics),
+            precisions=tuple(self._precisions(served, head, exported, scores, options)),
+        )
         write_card(output / "README.md", exported.contract, exported.parity, exported.file.stat().st_size, card)
         return exported
+
+    def _precisions(
+        self, served: Served, head: HeadSpec, exported: Exported, scores: Scores, options: ExportOptions
+    ) -> Iterator[tuple[str, ...]]:
+        """A header, and a row for each precision that weights can be stored in: size, difference, first figures."""
+        from dataclasses import replace
+
+        from export.exporter import export_module
+
+        shown = [f.name for f in scores.figures if not f.baseline][:FIGURES_OF_PRECISIONS]
+        yield ("weights", "file", "largest difference to float32", *shown)
+        for precision in PRECISIONS:
+            with TemporaryDirectory() as scratch:
+                one, found = exported, scores
+                if precision != options.precision:
+                    folder = Path(scratch) / exported.contract.name / exported.contract.model_version
+                    asked = replace(options, precision=precision)
+                    one = export_module(served.net, folder, served.steps, codec=served.codec, head=head, options=asked)
+                    found = self.score(folder, served.about)
+                size = f"{one.file.stat().st_size / 1e6:.2f} MB"
+            apart = [r.largest for r in one.parity.rows if r.what == f"{precision} against float32"]
+            figures = {f.name: str(f) for f in found.figures}
+            mark = " (this file)" if precision == options.precision else ""
+            yield (f"{precision}{mark}", size, f"{max(apart, default=0.0):.2g}", *(figures[name] for name in shown))
 
 
 def figure_rows(figures: Iterable[Figure]) -> list[tuple[str, str]]:
