@@ -14,7 +14,7 @@ SERVED = (16, 64)
 def report(
     folder: Path,
     study: TextStudy | None = None,
-    units: tuple[int, ...] = (32, 64, 128, 256),
+    units: tuple[int, ...] = (48, 96, 192),
     layers: tuple[int, ...] = (1, 2, 3),
 ) -> None:
     """``units.md``, ``units.csv`` and ``units.png``: LSTMs of all these sizes, stacked and densely connected."""
