@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 from export import export_module  # noqa: E402
-from export.nets.cells import ACTIVATIONS, Elman, ElmanLayer, scan  # noqa: E402
+from export.nets.cells import ACTIVATIONS, Elman, ElmanLayer, MinGRULayer, scan  # noqa: E402
 from export.nets.stack import KINDS, Stack, StackShape  # noqa: E402
 
 
@@ -83,6 +83,19 @@ def test_the_scan_is_the_recurrence(time: int) -> None:
     found = torch.autograd.grad((ours * weights).sum(), (keep, add, h))
     wanted = torch.autograd.grad((expected * weights).sum(), (keep, add, h))
     torch.testing.assert_close(found, wanted)
+
+
+def test_mingru_is_its_formula() -> None:
+    torch.manual_seed(6)
+    layer = MinGRULayer(3, 4)
+    steps, h = torch.randn(5, 2, 3), torch.randn(2, 4)
+    hidden, after = layer(steps, h)
+    for t, x in enumerate(steps):
+        a = torch.sigmoid(x @ layer.gate.weight.T + layer.gate.bias)
+        v = x @ layer.value.weight.T + layer.value.bias
+        h = a * h + (1 - a) * v
+        torch.testing.assert_close(hidden[t], h)
+    torch.testing.assert_close(after, h)
 
 
 def test_gates_that_close_do_not_overflow_the_scan() -> None:
