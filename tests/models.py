@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.memory import fit_memory
-from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
+from pipeline.contract import DTYPES, CodecSpec, Contract, HeadSpec, Output, State, StepInput
 from pipeline.model_file import write_contract
 
 if TYPE_CHECKING:
@@ -140,6 +140,60 @@ def rolling_hash(folder: Path, *, time_axis: bool = True, name: str = "rolling-h
     file = folder / "model.onnx"
     onnx.save(model, str(file))
     return file
+
+
+def stepper(folder: Path, step: StepInput, codec: CodecSpec) -> Path:
+    """Writes ``folder/model.onnx``, for steps of any shape: h' = (31 h + x) mod PRIME, y = h', int64; x is the sum of
+    the step's values, each times its place (1, 2, ...)."""
+    n = helper.make_node
+    places = np.arange(1, int(np.prod(step.shape, dtype=np.int64)) + 1).reshape(step.shape)
+    axes = list(range(1, len(step.shape) + 1))
+    nodes = [
+        n("Cast", ["x"], ["wide"], to=TensorProto.INT64),
+        n("Mul", ["wide", "places"], ["weighed"]),
+        n("ReduceSum", ["weighed", "axes"], ["sum"], keepdims=0, noop_with_empty_axes=1),
+        n("Squeeze", ["h", "axis1"], ["h_flat"]),
+        n("Mul", ["h_flat", "factor"], ["a"]),
+        n("Add", ["a", "sum"], ["b"]),
+        n("Mod", ["b", "prime"], ["y"]),
+        n("Unsqueeze", ["y", "axis1"], ["h2"]),
+    ]
+    constants = {"places": places, "axes": axes, "axis1": [1], "factor": 31, "prime": PRIME}
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "stepper",
+        [info("x", DTYPES[step.dtype], ["B", *step.shape]), info("h", TensorProto.INT64, ["B", 1])],
+        [info("y", TensorProto.INT64, ["B"]), info("h2", TensorProto.INT64, ["B", 1])],
+        [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    contract = Contract(
+        "stepper",
+        "1",
+        (step,),
+        (State("h", "h2", "int64", (1, 1), 0),),
+        (Output("y", "int64", ()),),
+        codec,
+        HeadSpec("tensor"),
+        batch_axis=0,
+        time_axis=None,
+    )
+    write_contract(model, fit_memory(contract))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "model.onnx"
+    onnx.save(model, str(file))
+    return file
+
+
+def stepper_reference(steps: NDArray[Any], h: int = 0) -> list[int]:
+    """What `stepper` makes of steps ``[T, *shape]``."""
+    places = np.arange(1, steps[0].size + 1) if len(steps) else np.empty(0)
+    out = []
+    for step in steps:
+        h = (31 * h + int((step.reshape(-1).astype(np.int64) * places).sum())) % PRIME
+        out.append(h)
+    return out
 
 
 def lstm_module(seed: int = 0) -> nn.Module:

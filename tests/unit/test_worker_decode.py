@@ -9,19 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import pipeline.codecs.video
-from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
-from pipeline.model_file import write_contract
+from pipeline.contract import CodecSpec, StepInput
 from pipeline.transport.memory import MemoryBroker
+from tests.models import stepper, stepper_reference
 from tests.pictures import picture
 from tests.unit.test_worker import PARTITIONS, counted, made, new_broker, outputs, partition_of, running, until
 from tests.unit.test_worker_liveness import soon
 
-PRIME = 2**31 - 1
 SIDE = 4
 SLOW = 64
 """Images of this size are those that a test holds up."""
@@ -29,56 +26,19 @@ SLOW = 64
 
 @pytest.fixture(scope="module")
 def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frames of 4 x 4 grey pixels; h' = (31 h + their sum) mod PRIME, y = h'."""
-    n = helper.make_node
-    nodes = [
-        n("Cast", ["pixels"], ["wide"], to=TensorProto.INT64),
-        n("ReduceSum", ["wide", "axes"], ["sum"], keepdims=0),
-        n("Squeeze", ["h", "axis1"], ["h_flat"]),
-        n("Mul", ["h_flat", "factor"], ["a"]),
-        n("Add", ["a", "sum"], ["b"]),
-        n("Mod", ["b", "prime"], ["y"]),
-        n("Unsqueeze", ["y", "axis1"], ["h2"]),
-    ]
-    constants = {"axes": [1, 2], "axis1": [1], "factor": 31, "prime": PRIME}
-    info = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "watcher",
-        [info("pixels", TensorProto.UINT8, ["B", SIDE, SIDE]), info("h", TensorProto.INT64, ["B", 1])],
-        [info("y", TensorProto.INT64, ["B"]), info("h2", TensorProto.INT64, ["B", 1])],
-        [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    contract = Contract(
-        "watcher",
-        "1",
-        (StepInput("pixels", "uint8", (SIDE, SIDE)),),
-        (State("h", "h2", "int64", (1, 1), 0),),
-        (Output("y", "int64", ()),),
-        CodecSpec("video", settings={"max_pixels": 10_000}),
-        HeadSpec("tensor"),
-        batch_axis=0,
-        time_axis=None,
-    )
-    write_contract(model, contract)
-    file = tmp_path_factory.mktemp("watcher") / "model.onnx"
-    onnx.save(model, str(file))
-    return file
+    step = StepInput("x", "uint8", (SIDE, SIDE))
+    codec = CodecSpec("video", settings={"max_pixels": 10_000})
+    return stepper(tmp_path_factory.mktemp("watcher"), step, codec)
 
 
 def frame(seed: int, side: int = SIDE) -> tuple[bytes, int]:
-    """A picture of one level, and the sum of its pixels as the model sees them."""
+    """A picture of one level, and the level."""
     level = seed % 256
-    return picture(np.full((side, side, 1), level, np.uint8), "PNG"), SIDE * SIDE * level
+    return picture(np.full((side, side, 1), level, np.uint8), "PNG"), level
 
 
-def chain(sums: list[int], h: int = 0) -> list[int]:
-    out = []
-    for x in sums:
-        h = (31 * h + x) % PRIME
-        out.append(h)
-    return out
+def chain(levels: list[int]) -> list[int]:
+    return stepper_reference(np.array([np.full((SIDE, SIDE), level) for level in levels]))
 
 
 class Gate:
@@ -113,7 +73,7 @@ def keys_of(partition: int, n: int) -> list[bytes]:
 def produce_frames(
     broker: MemoryBroker, rng: np.random.Generator, streams: int, records: int
 ) -> dict[bytes, list[int]]:
-    """Returns each stream's sums. One in ten is broken, one in thirty ends its stream."""
+    """Returns each stream's levels. One in ten is broken, one in thirty ends its stream."""
     sent: dict[bytes, list[int]] = defaultdict(list)
     for _ in range(records):
         key = b"stream-%d" % rng.integers(streams)
@@ -127,7 +87,7 @@ def produce_frames(
 
 
 def check(broker: MemoryBroker, sent: dict[bytes, list[int]]) -> None:
-    assert outputs(broker) == {key: chain(sums) for key, sums in sent.items()}
+    assert outputs(broker) == {key: chain(levels) for key, levels in sent.items()}
 
 
 def total(sent: dict[bytes, list[int]]) -> int:

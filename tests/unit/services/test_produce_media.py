@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import threading
 import time
-import wave
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +12,13 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from export.data.footage import street
 from pipeline.errors import ConfigError, UserError
 from services.cli import build_parser
 from services.producing.audio import audio_streams
 from services.producing.media import in_time
 from services.producing.send import Record
 from services.producing.video import video_stream
+from tests.footage import camera, film_or_skip, tone, wav_file
 from tests.pictures import noise, picture
 
 
@@ -44,18 +38,6 @@ def frames(*argv: object) -> list[Record]:
     args = asked("video", *argv)
     with tqdm(disable=True) as bar:
         return [r for some in in_time([video_stream(args)], args.realtime, bar) for r in some]
-
-
-def tone(rate: int, channels: int, seconds: float = 1.0) -> np.ndarray:
-    wave_ = np.rint(10000 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)).astype("<i2")
-    return np.repeat(wave_[:, None], channels, 1)
-
-
-def wav_file(path: Path, rate: int, channels: int, seconds: float = 1.0) -> Path:
-    with wave.open(str(path), "wb") as out:
-        out.setparams((channels, 2, rate, 0, "NONE", ""))
-        out.writeframes(tone(rate, channels, seconds).tobytes())
-    return path
 
 
 def joined(records: list[Record]) -> np.ndarray:
@@ -155,12 +137,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.fixture(scope="module")
 def film() -> Path:
-    try:
-        return street()
-    except ConfigError as reason:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no footage: {reason}")
+    return film_or_skip()
 
 
 def test_real_footage_becomes_a_jpeg_a_record(film: Path) -> None:
@@ -192,38 +169,6 @@ def test_real_time_holds_frames_back(film: Path) -> None:
     began = time.monotonic()
     assert len(frames(film, "--size", "32x24", "--realtime", "--limit", 4)) == 4
     assert time.monotonic() - began >= 0.3
-
-
-class Camera(BaseHTTPRequestHandler):
-    """Motion JPEG, as network cameras have it."""
-
-    pictures: tuple[bytes, ...] = ()
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        for image in self.pictures:
-            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
-            self.wfile.write(head.encode() + image + b"\r\n")
-        self.wfile.write(b"--frame--\r\n")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads it."""
-
-
-@contextmanager
-def camera(*pictures: bytes) -> Iterator[str]:
-    kind = type("Camera", (Camera,), {"pictures": pictures})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/camera.mjpg"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_a_network_camera_is_a_stream_until_it_ends() -> None:

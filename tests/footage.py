@@ -1,0 +1,74 @@
+"""Sound, film and a camera that tests send."""
+
+from __future__ import annotations
+
+import os
+import threading
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from export.data.footage import street
+from pipeline.errors import ConfigError
+
+
+def tone(rate: int, channels: int, seconds: float = 1.0) -> NDArray[np.int16]:
+    """440 Hz, int16 ``[n, channels]``."""
+    samples = np.rint(10000 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)).astype("<i2")
+    return np.repeat(samples[:, None], channels, 1)
+
+
+def wav_file(path: Path, rate: int, channels: int, seconds: float = 1.0) -> Path:
+    """The tone, as the standard library writes it."""
+    with wave.open(str(path), "wb") as out:
+        out.setparams((channels, 2, rate, 0, "NONE", ""))
+        out.writeframes(tone(rate, channels, seconds).tobytes())
+    return path
+
+
+def film_or_skip() -> Path:
+    """Real footage. In CI it must be there."""
+    try:
+        return street()
+    except ConfigError as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no footage: {reason}")
+
+
+class _Camera(BaseHTTPRequestHandler):
+    """Motion JPEG, as network cameras have it."""
+
+    pictures: tuple[bytes, ...] = ()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for image in self.pictures:
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+            self.wfile.write(head.encode() + image + b"\r\n")
+        self.wfile.write(b"--frame--\r\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@contextmanager
+def camera(*pictures: bytes) -> Iterator[str]:
+    """The address of a camera that shows these JPEGs and is gone."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Camera", (_Camera,), {"pictures": pictures}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/camera.mjpg"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
