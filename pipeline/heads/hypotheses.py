@@ -40,6 +40,19 @@ def _powers(n: int) -> I64:
     return np.array([pow(MULTIPLIER, i, 1 << 64) for i in range(n)], np.uint64).view(np.int64)
 
 
+def _largest(scores: F32, n: int) -> I64:
+    """int64 ``[B, n]``: where the largest of each row are, ascending; of equals the first ones. A partial sort alone
+    would leave it to the machine which of them."""
+    least = np.partition(scores, -n, axis=1)[:, -n, None]
+    kept = scores >= least
+    if np.count_nonzero(kept) > len(scores) * n:
+        above, equal = scores > least, scores == least
+        room = n - np.count_nonzero(above, axis=1)[:, None]
+        kept = above | (equal & (np.cumsum(equal, axis=1) <= room))
+    places: I64 = np.nonzero(kept)[1].reshape(len(scores), n)
+    return places
+
+
 @dataclass
 class Beams:
     """The hypotheses of ``B`` streams, ``K`` each, the likeliest first; those that are none have ``NEVER``."""
@@ -193,9 +206,8 @@ class Search:
             longer[i, k, by] = NEVER
 
         scores = np.concatenate([np.logaddexp(stay_blank, stay_label), longer.reshape(m, -1)], axis=1)
-        # Of equals, texts that stay come first, then the likelier parent's.
-        top = np.argpartition(scores, -width, axis=1)[:, -width:]
-        top.sort(axis=1)
+        # Of equals, texts that stay come first, then the likelier parent's, then the first label's.
+        top = _largest(scores, width)
         score = np.take_along_axis(scores, top, 1)
         order = np.argsort(-score, axis=1, kind="stable")
         top, score = np.take_along_axis(top, order, 1), np.take_along_axis(score, order, 1)

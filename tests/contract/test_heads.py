@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -152,17 +153,29 @@ class TestTranscribeByBeam(TestTranscribe):
     )
 
 
+READ = build(["a ba a", "abba b", "wörd"], 4, alphabet="abwörd ").to_bytes()
+
+
 class TestTranscribeByBeamWithLanguageModel(TestTranscribe):
-    model = build(["a ba a", "abba b", "wörd"], 4, alphabet="abwörd ")
-    file = entry("lm.bin", model.to_bytes())
     contract = transcribing(
-        labels=("a", "", " ", "w", "b"), max_bytes=200, silence_s=1.0, beam=4, lm_weight=0.7, language_model=file
+        labels=("a", "", " ", "w", "b"),
+        max_bytes=200,
+        silence_s=1.0,
+        beam=4,
+        lm_weight=0.7,
+        language_model=entry("lm.bin", READ),
     )
 
     def make(self) -> Head:
-        with TemporaryDirectory() as folder:
-            (Path(folder) / "lm.bin").write_bytes(self.model.to_bytes())
-            return TranscribeHead(self.contract, Beside(Path(folder)))
+        return reading_head()
+
+
+@cache
+def reading_head() -> Head:
+    """One for all: what it reads takes longer than what it does, and it has no state."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "lm.bin").write_bytes(READ)
+        return TranscribeHead(TestTranscribeByBeamWithLanguageModel.contract, Beside(Path(folder)))
 
 
 def said_by(moment: Moment) -> list[dict[str, Any]]:

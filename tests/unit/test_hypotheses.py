@@ -115,6 +115,39 @@ def test_what_is_too_far_back_is_settled_by_the_likeliest_text() -> None:
     assert texts[-1][0][:3] == (0, 3, 0)
 
 
+@pytest.mark.parametrize("width", [1, 3, 4, 6])
+def test_of_equally_likely_texts_the_first_labels_stay(width: int) -> None:
+    labels = Labels((*"abcdefgh", ""), blank=8, space=-1)
+    free = Tables(np.zeros((1, 9), np.float32), np.zeros((1, 9), np.int32), 0, 0)
+    search = Search(labels, free, width=width, tail=8, text=20)
+    beams = search.load(np.zeros((2, search.memory_bytes), np.uint8))
+    search.step(beams, slice(0, 2), log_softmax(np.array([[3.0] * 8 + [0.0]] * 2, np.float32)))
+    assert [[text for text, _ in found_in(search, beams, b)] for b in (0, 1)] == [[(c,) for c in range(width)]] * 2
+
+
+def test_a_new_stream_has_one_text_the_empty_one() -> None:
+    search = Search(LABELS, tables(0.0, 0.0), width=4, tail=8, text=20)
+    beams = search.load(np.zeros((1, search.memory_bytes), np.uint8))
+    assert (beams.blank[0, 0], beams.label[0, 0]) == (0, -np.inf)
+    assert found_in(search, beams, 0) == [((), 0.0)]
+
+
+def test_a_space_that_ended_a_text_is_no_part_of_the_next() -> None:
+    labels = Labels(("a", "", " "), blank=1, space=2)
+    free = Tables(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.int32), 0, 0)
+    search = Search(labels, free, width=3, tail=8, text=20)
+    y = log_softmax(np.array([[6, 1, 2], [0, 1, 5], [0, 1, 4], [4, 2, 3], [1, 1, 1]], np.float32))
+    fresh, cleared = (search.load(np.zeros((1, search.memory_bytes), np.uint8)) for _ in range(2))
+    for step in y[:2]:
+        search.step(cleared, slice(0, 1), step[None])
+    assert search.best(cleared, 0) == "a "
+    search.clear(cleared, 0)
+    for step in y[2:]:
+        search.step(cleared, slice(0, 1), step[None])
+        search.step(fresh, slice(0, 1), step[None])
+        assert found_in(search, cleared, 0) == found_in(search, fresh, 0)
+
+
 def test_no_text_begins_with_a_space_and_what_sounds_on_is_not_said_again() -> None:
     labels = Labels(("a", "", " "), blank=1, space=2)
     free = Tables(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.int32), 0, 0)
