@@ -193,6 +193,17 @@ def _ask(contract: Contract) -> None:
         raise ConfigError(
             "the head transcribe must know how long a step of the model is: give --head-setting step_s=SECONDS"
         )
+    settings, shape = contract.codec.settings, contract.steps[0].shape
+    if contract.codec.kind == "audio" and "rate" not in settings:
+        raise ConfigError(
+            "the codec audio must know how many samples a second the model hears: give --codec-setting rate=16000, say"
+        )
+    if contract.codec.kind == "video" and "layout" not in settings and len(shape) == 3:
+        first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
+        if first and not last:
+            raise ConfigError(
+                f"a step of {list(shape)} has its channels first: give --codec-setting layout=CHW, or take [H, W, C]"
+            )
     if contract.codec.kind == "text" and "unit" not in contract.codec.settings:
         raise ConfigError(
             "the codec text must know what a token is: give --tokenizer tokenizer.json, or --codec-setting unit=bytes,"

@@ -68,7 +68,7 @@ def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add("--state-names", default="", metavar="A,B", help="[the module's state_names, or forward's parameters]")
     add("--output-names", default="", metavar="A,B", help="[the module's output_names, or output]")
-    add("--codec", default="tensor", help="tensor or text [tensor]")
+    add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
     add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
     add("--head", default="tensor", help="tensor, classify or generate [tensor]")
     add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
