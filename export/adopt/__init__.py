@@ -7,7 +7,7 @@ these modules, each a question of its own:
 - ``file``      what goes in and out, and hints in the graph. A ``triton`` configuration beside it is read, not guessed.
 - ``constants`` inputs that no stream feeds. Which value one has cannot be seen: it is asked for.
 - ``runs``      a first run of one step of one stream: sizes that the graph takes, numbers to try it with.
-- ``pairing``   state pairs, by ``names``, by dtype and shape, by what runs show an output to do with an input.
+- ``pairing``   state pairs, by ``names``, by dtype and shape, by the ``evidence`` of runs.
 - ``sequence``  the time axis and the hop: many steps in one call must be the same as many calls.
 - ``batch``     the streams' axis of everything: different streams at different places must get what they get alone.
 - ``lifting``   where a batch of one is baked in: relaxed, rewritten, or served one stream at a time.

@@ -1,9 +1,7 @@
 """Which input comes back as which output: by names, then by dtype and shape, then by running it.
 
-For every pair that dtype and shape allow, runs show whether the output *follows* the input at all, whether it *holds*
-it (each element moves the same element most, and in proportion, as a cell, an average or a counter does) or *shifts* it
-(its very numbers stand in the output, as in a cache). Following values through the graph shows where a recurrent node
-begins and ends. A name is believed where nothing of this speaks against it.
+For every pair that dtype and shape allow, runs give evidence (``evidence.py``); following values through the graph
+shows where a recurrent node begins and ends. A name is believed where nothing of this speaks against it.
 """
 
 from __future__ import annotations
@@ -14,48 +12,14 @@ from itertools import permutations
 
 import numpy as np
 
+from export.adopt.evidence import PROBED, PROBES, Evidence, evidence_of, shared
 from export.adopt.file import Array, Carrier, carriers
 from export.adopt.names import matches, sounds_like_state, sounds_like_step
 from export.adopt.runs import Bench
-from export.adopt.verdict import Fails, Refused, Unclear
+from export.adopt.verdict import Refused, Unclear
 
-PROBED, PROBES = 16, 240
-"""Elements of an input that are moved one by one, and of all inputs together."""
 PERMUTED = 6
 """Largest number of inputs of one shape that are tried in all orders."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What runs and the graph say of one input and one output."""
-
-    follows: bool = False
-    holds: float = 0.0
-    """Share of the probed elements."""
-    shifts: float = 0.0
-    """Share of the input's numbers that stand in the output."""
-    passes: bool = False
-    """The output is the input, whatever else is given."""
-    node: bool = False
-    """A recurrent node begins with the one and ends with the other."""
-    twin: bool = False
-    """A later output is always the same: outputs come first, states last."""
-
-    @property
-    def strong(self) -> bool:
-        return self.node or (not self.passes and (self.holds >= 0.2 or self.shifts >= 0.2))
-
-    @property
-    def score(self) -> float:
-        if self.passes:
-            return 0.6
-        return (
-            -0.75 * self.twin
-            + 32 * self.node
-            + 8 * (self.shifts >= 0.2)
-            + 8 * (self.holds >= 0.2) * self.holds
-            + 1 * self.follows
-        )
 
 
 @dataclass
@@ -99,8 +63,14 @@ def find_pairs(bench: Bench, said: Said) -> Pairs:
         }
         able = [n for n in fits if fits[n]]
         probed = max(3, min(PROBED, PROBES // max(1, len(able))))
-        evidence = {(n, o): e for n in able for o, e in _evidence(bench, graph, n, fits[n], probed).items()}
+        evidence = {(n, o): e for n in able for o, e in evidence_of(bench, graph, n, fits[n], probed).items()}
         _decide(found, graph, _without_echoes(fits, named, evidence), named, evidence, len(outputs))
+    for n, o in found.states.items():
+        if base[o].shape != bench.shapes[n] or base[o].dtype != ports[n].dtype:
+            raise Refused(
+                f"state {n} {list(bench.shapes[n])} comes back as {o} {list(base[o].shape)}: a state keeps its shape"
+                " and dtype; correct the pair"
+            )
     _check_ends(bench, found, graph)
     if not found.states:
         raise Refused(
@@ -151,6 +121,9 @@ def _decide(
             likely.add(n)
         elif not follows:
             sure.add(n)
+    hidden = [n for n in fits if n not in sure and n not in likely and any(evidence[n, o].bounded for o in fits[n])]
+    if len(hidden) <= len({o for n in hidden for o in fits[n] if evidence[n, o].bounded}):
+        likely.update(hidden)  # each can have a hidden state of its own
     unsure = [n for n in fits if n not in sure and n not in likely]
     steps_there = bool(sure)
     if len(unsure) == 1 and not steps_there:
@@ -265,73 +238,6 @@ def _ask(
     raise Unclear([(f"{of} {why} (--state INPUT=OUTPUT, --step INPUT)", " ".join(flags))])
 
 
-# ---- what runs say
-
-
-def _evidence(bench: Bench, graph: Carrier, name: str, others: list[str], probed: int) -> dict[str, Evidence]:
-    rng = np.random.default_rng(3)
-    draws = []
-    for seed in range(3):
-        one = bench.feed(np.random.default_rng(10 + seed))
-        draws.append((one, bench.run(one)))
-    moved: dict[str, bool] = dict.fromkeys(others, False)
-    for one, before in draws:
-        try:
-            after = bench.run({**one, name: bench.draw(name, rng)})
-        except Fails:
-            continue
-        for o in others:
-            moved[o] |= not np.array_equal(before[o], after[o], equal_nan=before[o].dtype.kind == "f")
-    holds = _holds(bench, name, others, rng, probed)
-    found = {}
-    for o in others:
-        shifts = min(_shared(one[name], out[o]) for one, out in draws)
-        passes = all(np.array_equal(one[name], out[o]) for one, out in draws)
-        node = bool(graph.begins.get(name, set()) & graph.ends.get(o, set()))
-        later = others[others.index(o) + 1 :]
-        twin = any(all(np.array_equal(out[o], out[p]) for _, out in draws) for p in later)
-        found[o] = Evidence(moved[o], holds[o], shifts, passes, node, twin)
-    return found
-
-
-def _shared(given: Array, out: Array) -> float:
-    """Share of the second's numbers that stand in the first; whole numbers are too few to tell."""
-    if given.dtype.kind != "f" or given.size < 4:
-        return 0.0
-    return float(np.isin(out, given[given != 0]).mean())
-
-
-def _holds(bench: Bench, name: str, others: list[str], rng: np.random.Generator, probed: int) -> dict[str, float]:
-    """Share of probed elements that move their own place most, and in proportion."""
-    feed = bench.feed(rng)
-    at = feed[name]
-    if at.dtype == np.bool_:
-        return dict.fromkeys(others, 0.0)
-    before = bench.run(feed)
-    places = rng.choice(at.size, min(probed, at.size), replace=False)
-    delta = at.dtype.type(1 if at.dtype.kind in "iu" else 0.5)
-    slack = 0.02 if at.dtype == np.float16 else 5e-4
-    counted = dict.fromkeys(others, 0)
-    for place in places.tolist():
-        moved = []
-        for times in (1, 2):
-            one = at.copy()
-            one.reshape(-1)[place] += delta * at.dtype.type(times)
-            try:
-                moved.append(bench.run({**feed, name: one}))
-            except Fails:
-                break
-        if len(moved) < 2:
-            continue
-        for o in others:
-            first, second = (m[o].astype(np.float64) - before[o].astype(np.float64) for m in moved)
-            own, twice = first.reshape(-1)[place], second.reshape(-1)[place]
-            elsewhere = np.delete(np.abs(first.reshape(-1)), place)
-            alone = abs(own) > 2 * (float(elsewhere.max()) if elsewhere.size else 0.0)
-            counted[o] += bool(abs(own) > 1e-4 and alone and abs(twice - 2 * own) <= slack * abs(twice))
-    return {o: n / len(places) for o, n in counted.items()}
-
-
 # ---- what is refused
 
 
@@ -348,7 +254,7 @@ def _refuse_growth(
             longer = [i for i, (a, b) in enumerate(zip(bench.shapes[n], out.shape)) if a != b]
             if len(longer) != 1 or out.shape[longer[0]] < bench.shapes[n][longer[0]] or longer[0] not in port.free:
                 continue
-            inside = _shared(out, feed[n]) == 1.0 and not any(
+            inside = shared(out, feed[n]) == 1.0 and not any(
                 base[p].shape == bench.shapes[n] and base[p].dtype == port.dtype for p in base
             )
             if named.get(n) == o or inside:

@@ -140,7 +140,7 @@ class Trial:
         return any(not np.array_equal(before[o], after[o]) for o in before)
 
     def looks_ahead(self, axes: Mapping[str, int], hops: Mapping[str, int]) -> bool:
-        """Whether the last step, in one call, changes an output of the first."""
+        """Whether the last step, in one call, changes an output before its own."""
         steps, states = self.steps(axes, hops, MANY, 30), self.begin(30)
         other = self.steps(axes, hops, MANY, 31)
         before = self.whole(steps, axes, states)
@@ -150,8 +150,10 @@ class Trial:
             if after[o].shape != before[o].shape or before[o].ndim != one[o].ndim:
                 continue
             for i, (many, single) in enumerate(zip(before[o].shape, one[o].shape)):
-                first = [np.take(x[o], range(single), axis=i) for x in (before, after)]
-                if many == MANY * single and not close(first[0], first[1], self.tolerance):
+                if many != MANY * single:
+                    continue
+                earlier = [np.take(x[o], range(many - single), axis=i) for x in (before, after)]
+                if not close(earlier[0], earlier[1], self.tolerance):
                     return True
         return False
 

@@ -41,7 +41,9 @@ class Maker:
         self.outputs.append(helper.make_tensor_value_info(name, KINDS[dtype], dims))
         return name
 
-    def op(self, kind: str, *inputs: str, out: str | None = None, outs: list[str] | None = None, **attributes: Any) -> str:
+    def op(
+        self, kind: str, *inputs: str, out: str | None = None, outs: list[str] | None = None, **attributes: Any
+    ) -> str:
         """A node; returns (the first of) its outputs."""
         self._count += 1
         names = outs or [out or f"v{self._count}"]
@@ -66,7 +68,9 @@ class Maker:
 
     def linear(self, x: str, given: int, made: int, dtype: str = "float32") -> str:
         """``[..., given]`` -> ``[..., made]``."""
-        return self.op("Add", self.op("MatMul", x, self.random(given, made, dtype=dtype)), self.random(made, dtype=dtype))
+        return self.op(
+            "Add", self.op("MatMul", x, self.random(given, made, dtype=dtype)), self.random(made, dtype=dtype)
+        )
 
     def lstm(self, x: str, h: str, c: str, given: int, units: int, hn: str, cn: str, direction: str = "forward") -> str:
         """ONNX's own, ``[T, B, given]`` -> ``[T, D, B, units]``."""
@@ -89,7 +93,15 @@ class Maker:
         return file
 
 
-def lstm(folder: Path, x: list[int | str], state: list[int | str], names: tuple[str, ...] = ("x", "h", "c", "y", "hn", "cn"), order: tuple[int, ...] = (0, 1, 2), direction: str = "forward", opset: int = 17) -> Path:
+def lstm(
+    folder: Path,
+    x: list[int | str],
+    state: list[int | str],
+    names: tuple[str, ...] = ("x", "h", "c", "y", "hn", "cn"),
+    order: tuple[int, ...] = (0, 1, 2),
+    direction: str = "forward",
+    opset: int = 17,
+) -> Path:
     """LSTM of 16 units over ``[T, B, 8]``, declared as ``x`` and ``state`` say; outputs in ``order``."""
     m = Maker(opset)
     ways = 2 if direction == "bidirectional" else 1
@@ -106,8 +118,10 @@ def lstm(folder: Path, x: list[int | str], state: list[int | str], names: tuple[
     return m.save(folder)
 
 
-def integrators(folder: Path, names: list[tuple[str, str]], order: list[int], dims: list[int | str] | None = None) -> Path:
-    """``s_k' = d_k s_k + (1 - d_k) tanh(W_k x)``, y from all of them: states of one shape, told apart by running only."""
+def integrators(
+    folder: Path, names: list[tuple[str, str]], order: list[int], dims: list[int | str] | None = None
+) -> Path:
+    """``s_k' = d_k s_k + (1 - d_k) tanh(W_k x)``, y from all of them: states of one shape, told apart by running."""
     m = Maker()
     m.give("x", ["b", 6])
     total = ""
@@ -125,7 +139,9 @@ def integrators(folder: Path, names: list[tuple[str, str]], order: list[int], di
     return m.save(folder)
 
 
-def elman(folder: Path, names: tuple[str, str, str, str] = ("x", "h", "y", "hn"), width: int = 6, batch: int | str = "b") -> Path:
+def elman(
+    folder: Path, names: tuple[str, str, str, str] = ("x", "h", "y", "hn"), width: int = 6, batch: int | str = "b"
+) -> Path:
     """``h' = tanh(W x + U h)``, ``y = V h'``, in single operations; ``y`` has the width of ``x``."""
     x, h, y, hn = names
     m = Maker()
