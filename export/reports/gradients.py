@@ -68,9 +68,7 @@ class Study:
     batch: int = 32
     updates: int = 25
     """Of an epoch."""
-    schedule: Schedule = field(
-        default_factory=lambda: Schedule(epochs=14, learning_rate=5e-3, weight_decay=0, patience=6)
-    )
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=12, learning_rate=5e-3, weight_decay=0))
 
 
 def report(folder: Path, study: Study | None = None) -> None:

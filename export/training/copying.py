@@ -70,6 +70,7 @@ class CopyProblem(Problem[Copying]):
     task: ClassVar[str] = "copying"
     net: CopyNet
     unit = "bits per symbol"
+    perfect: ClassVar[float] = 0.0
 
     def __init__(self, shape: CopyShape, net: CopyNet) -> None:
         self.shape, self.net = shape, net

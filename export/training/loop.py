@@ -72,6 +72,8 @@ class Problem(ABC, Generic[Batch]):
     net: nn.Module
     unit: str
     """Of the loss as it is shown: ``bits per character``."""
+    perfect: ClassVar[float] = -math.inf
+    """The score than which there is no better: training ends with it."""
 
     @property
     def score_unit(self) -> str:
@@ -130,7 +132,7 @@ def fit(
         total=schedule.epochs, initial=progress.epoch, desc=f"train {folder.name}", bar_format=BAR, disable=None
     ) as bar:
         for epoch in range(progress.epoch, schedule.epochs):
-            if converged(progress, schedule):
+            if converged(progress, schedule, problem.perfect):
                 break
             started, cpu_started = time.monotonic(), time.process_time()
             train, norms = _epoch(problem, schedule, epoch, optimiser, average, bar)
@@ -159,9 +161,10 @@ def fit(
     return progress
 
 
-def converged(progress: Progress, schedule: Schedule) -> bool:
-    """Whether the score on the development data has got no better for as long as the schedule's patience lasts."""
-    return 0 < schedule.patience <= progress.epoch - progress.best_epoch
+def converged(progress: Progress, schedule: Schedule, perfect: float = -math.inf) -> bool:
+    """Whether the score on the development data has got no better for as long as the schedule's patience lasts, or
+    cannot get better."""
+    return progress.best_score <= perfect or 0 < schedule.patience <= progress.epoch - progress.best_epoch
 
 
 def _epoch(

@@ -18,7 +18,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from export.training.average import Average  # noqa: E402
 from export.training.checkpoint import read_run  # noqa: E402
-from export.training.loop import Loss, Problem, Score, clip, fit  # noqa: E402
+from export.training.loop import Loss, Problem, Score, clip, converged, fit  # noqa: E402
 from export.training.mixing import mix  # noqa: E402
 
 
@@ -82,6 +82,9 @@ def test_training_ends_when_the_score_gets_no_better(tmp_path: Path) -> None:
     ]
     again = fit(Halfway(), replace(QUICK, epochs=50, patience=2), tmp_path)
     assert again.epoch == progress.epoch
+    assert converged(progress, Schedule(patience=2))
+    assert not converged(progress, Schedule(patience=0))
+    assert converged(progress, Schedule(), perfect=progress.best_score)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
