@@ -74,6 +74,18 @@ def test_it_finds_what_the_plain_search_finds(seed: int, weight: float, bonus: f
         assert search.best(beams, b) == "".join(LABELS.texts[c] for c in plain[0][0])
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_row_is_the_same_whether_it_was_asked_for_between_the_steps_or_not(seed: int) -> None:
+    """With tails so short that texts are given up for want of room."""
+    chance = np.random.default_rng(seed)
+    search = Search(
+        LABELS, tables(0.3, 1.0), width=int(chance.integers(2, 9)), tail=int(chance.integers(2, 7)), text=99
+    )
+    y = log_softmax(chance.normal(0, 1.5, (150, 4)).astype(np.float32)).reshape(50, 3, 4)
+    rows = [search.store(searched(search, y, rows=rows)).tobytes() for rows in (False, True)]
+    assert rows[0] == rows[1]
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("weight", "bonus"), [(0.0, 0.0), (1.3, -0.2)])
 def test_a_wide_beam_sums_all_alignments(seed: int, weight: float, bonus: float) -> None:

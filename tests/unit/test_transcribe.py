@@ -46,12 +46,15 @@ class Talk:
 
     def hear(self, *records: str | None) -> list[list[dict[str, Any]]]:
         """The answers to each record, all in one poll; None ends the stream."""
-        labels = ["" if c == "_" else c for record in records for c in record or ""]
-        logits = np.zeros((len(labels), len(self._labels)), np.float32)
-        logits[range(len(labels)), [self._labels.index(label) for label in labels]] = 5.0
-        n = len(records)
-        at = np.arange(n)
+        return self.listen(*(None if r is None else [{c: 5.0} for c in r] for r in records))
+
+    def listen(self, *records: list[dict[str, float]] | None) -> list[list[dict[str, Any]]]:
+        """The same with logits of each step's labels; those of all others are 0."""
+        n, at = len(records), np.arange(len(records))
         counts = np.array([len(record or "") for record in records])
+        logits = np.zeros((int(counts.sum()), len(self._labels)), np.float32)
+        for i, step in enumerate(step for record in records for step in record or ()):
+            logits[i, [self._labels.index("" if c == "_" else c) for c in step]] = list(step.values())
         ended = np.array([record is None for record in records])
         answered = self._head.answer(
             Finished(np.full(n, 1), counts, [b"k"] * n, at, at, None, (logits,), ended), self.memory
@@ -156,12 +159,13 @@ def test_no_text_is_left_in_the_row_after_an_end_point() -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"longest_s": 0.7}, {"max_bytes": 16}, {"partial": False, "confidence": True}]
 )
-def test_where_the_model_is_sure_a_beam_says_what_is_likeliest(settings: dict[str, Any]) -> None:
-    """The same answers to every record, wherever end points fall."""
+@pytest.mark.parametrize("certain", [0.8, 0.99])
+def test_where_the_model_is_sure_a_beam_says_what_is_likeliest(settings: dict[str, Any], certain: float) -> None:
+    """The same answers to every record, wherever end points fall, and whether silent steps are searched or not."""
     draw = random.Random(4)
     for _ in range(30):
         records = ["".join(draw.choices("_____aab ß", k=draw.randrange(12))) for _ in range(12)]
-        greedy, beam = Talk(**settings), Talk(beam=4, **settings)
+        greedy, beam = Talk(**settings), Talk(beam=4, certain=certain, **settings)
         at = 0
         while at < len(records):
             poll = records[at : at + draw.randrange(1, 4)]
@@ -186,6 +190,16 @@ def test_a_language_model_decides_where_the_model_is_not_sure(tmp_path: Path) ->
         (value,) = head.answer(finished, np.zeros((1, head.memory_bytes), np.uint8)).values
         heard[name] = json.loads(value)["text"]  # type: ignore[arg-type]  # no transcript is None
     assert heard == {"greedy": "cut", "alone": "cut", "read": "cat", "ignored": "cut"}
+
+
+def test_a_text_that_differs_by_a_space_at_its_end_only_is_not_said_again() -> None:
+    """First "a " is likelier, then "a"."""
+    steps = [{"a": 20.0}, {" ": 11.6, "a": 11.4, "_": 10.0}, {"a": 11.4, "_": 11.0}]
+    together, apart = Talk(beam=4), Talk(beam=4)
+    assert together.listen(steps[:2], steps[2:]) == [[said("a", 0.0, 0.1)], []]
+    assert apart.listen(steps[:2]) == [[said("a", 0.0, 0.1)]]
+    assert apart.listen(steps[2:]) == [[]]
+    assert apart.hear(None) == [[said("a", 0.0, 0.3, final=True)]]
 
 
 def test_more_is_said_where_every_character_is_rewarded() -> None:
