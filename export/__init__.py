@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.exporter import Exported, ExportOptions, export_module
+    from export.tokens import tokens_codec
 
-__all__ = ["ExportOptions", "Exported", "export_module"]
+__all__ = ["ExportOptions", "Exported", "export_module", "tokens_codec"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from export import exporter
+        from export import exporter, tokens
 
-        return getattr(exporter, name)
+        return getattr(tokens if name == "tokens_codec" else exporter, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -60,6 +60,8 @@ class ExportOptions:
     """Of the weights in the file: ``float32``, ``float16`` or ``int8`` (``quantise.py``). Buffers stay as they are."""
     beside: Mapping[str, Path] = field(default_factory=dict)
     """Name -> where it is now, of each file that a setting of codec or head names; it is copied beside model.onnx."""
+    notes: tuple[str, ...] = ()
+    """What else the maker should know, said before what the proof has to say."""
     card: CardText = field(default_factory=CardText)
 
 
@@ -134,7 +136,7 @@ def export_module(
         _write(folder / name, path.read_bytes())
     _write(file, model.SerializeToString())
     write_card(folder / "README.md", contract, parity, file.stat().st_size, options.card)
-    return Exported(file, contract, parity, notes)
+    return Exported(file, contract, parity, (*options.notes, *notes))
 
 
 def _stored(

@@ -26,8 +26,8 @@ A module needs forward(steps, *states) -> (outputs, *states) and initial_state(b
 initial values are found by running it; the graph is compared with it before anything is written."""
 
 OF_A_MODULE = (
-    *("steps", "step_limit", "time_axis", "state_names", "output_names", "codec", "codec_setting", "head"),
-    *("head_output", "labels", "summary", "data", "licence"),
+    *("steps", "step_limit", "time_axis", "state_names", "output_names", "codec", "codec_setting", "tokenizer"),
+    *("head", "head_output", "labels", "summary", "data", "licence"),
 )
 """What a checkpoint of `eddy train` knows by itself."""
 
@@ -69,6 +69,7 @@ def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--state-names", default="", metavar="A,B", help="[the module's state_names, or forward's parameters]")
     add("--output-names", default="", metavar="A,B", help="[the module's output_names, or output]")
     add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
+    add("--tokenizer", type=Path, metavar="FILE", help="the codec text takes the tokens of this tokenizer.json")
     add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
     add("--head", default="tensor", help="tensor, classify or generate [tensor]")
     add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
@@ -123,13 +124,19 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
     from export.card import CardText
     from export.exporter import ExportOptions, export_module
     from export.load import load_module, load_weights
+    from export.tokens import Tokenized, tokens_codec
     from pipeline.contract import CodecSpec, HeadSpec
 
     if not args.steps:
         raise ConfigError(
             "a step's dtype and shape cannot be seen from outside: give --steps, as in --steps float32[64]"
         )
-    codec = CodecSpec(args.codec, settings=_settings(args.codec_setting, "--codec-setting"))
+    given = _settings(args.codec_setting, "--codec-setting")
+    text = Tokenized(CodecSpec(args.codec, settings=given))
+    if args.tokenizer is not None:
+        if args.codec != "text":
+            raise ConfigError(f"--tokenizer {args.tokenizer} is for the codec text: give --codec text")
+        text = tokens_codec(args.tokenizer, head=args.head, settings=given)
     head = HeadSpec(
         args.head,
         output=args.head_output,
@@ -143,7 +150,7 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
         module,
         args.output,
         args.steps,
-        codec=codec,
+        codec=text.codec,
         head=head,
         options=ExportOptions(
             state_names=_words(args.state_names),
@@ -153,6 +160,8 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
             tolerance=args.tolerance,
             max_megabytes=args.max_megabytes,
             precision=args.precision,
+            beside=text.beside,
+            notes=text.notes,
             card=CardText(summary=args.summary, data=args.data, licence=args.licence, command=command),
         ),
     )

@@ -234,6 +234,31 @@ class Tokens(nn.Module):
         return self.out(y), h
 
 
+class Words(nn.Module):
+    """Tokens of a tokenizer to logits of the next."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, 8)
+        self.layer = nn.GRU(8, 16)
+        self.out = nn.Linear(16, size)
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(1, batch, 16)
+
+    def forward(self, tokens: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, after = self.layer(self.embedding(tokens), h)
+        return self.out(y), after
+
+
+def words_400() -> Words:
+    return Words(400)
+
+
+def words_100() -> Words:
+    return Words(100)
+
+
 def build() -> nn.Module:
     return Cell()
 
