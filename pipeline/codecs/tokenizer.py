@@ -91,6 +91,8 @@ class Tokenization:
         self.flush = flush
         self.words = Words(cut, hold_bytes if flush == "boundary" else None)
         self.hold_bytes = hold_bytes if flush == "boundary" else 0
+        self.count = token_count(self.tokenizer)
+        """Tokens lie below it."""
 
     @staticmethod
     def of(contract: Contract, beside: Beside) -> Tokenization:
@@ -145,6 +147,11 @@ def read_tokenizer(content: bytes) -> Tokenizer:
     return tokenizer
 
 
+def token_count(tokenizer: Tokenizer) -> int:
+    """Its tokens lie below it; not all numbers need be one."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
 def token_texts(tokenizer: Tokenizer) -> list[bytes]:
     """See ``Tokenization.texts``. Raises ValueError where a token's text depends on more than that others precede it.
 
@@ -154,7 +161,7 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes]:
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     added = tokenizer.get_added_tokens_decoder()
     kinds = _decoders(tokenizer)
-    texts = [REPLACEMENT.encode()] * (max(vocabulary.values()) + 1)
+    texts = [REPLACEMENT.encode()] * token_count(tokenizer)
     between = _Between(tokenizer)
     for name, token in vocabulary.items():
         byte = _BYTE_TOKEN.fullmatch(name) if "ByteFallback" in kinds else None
