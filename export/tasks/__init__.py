@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from export.tasks.base import Task
+from export.tasks.speech import SpeechTask
 from export.tasks.text import TextTask
 
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (TextTask(),)})
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (TextTask(), SpeechTask())})
 """Every task by its name."""
