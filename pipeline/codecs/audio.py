@@ -84,24 +84,28 @@ class AudioCodec(Codec):
         raw = rows["place"] == Place.RAW
         if raw.all() and not self._overlap and not rows["waiting"].any() and not (lengths % self._hop).any():
             return Steps((self._steps(values),), lengths // self._hop)
-        streams = [self._load(row, plain) for row, plain in zip(rows, raw.tolist())]
+        rests = self._rests(rows)
+        sounds = [None if plain else self._load(row) for row, plain in zip(rows, raw.tolist())]
         counts = np.zeros(len(values), np.int64)
         pieces: list[bytes] = []
         failed: dict[int, RecordError] = {}
         for i, (value, at) in enumerate(zip(values, where.tolist())):
-            stream = streams[at]
+            sound = sounds[at]
             try:
-                data = stream.rest + (value if stream.sound is None else self._pcm(stream.sound, value))
+                data = rests[at] + (value if sound is None else self._pcm(sound, value))
             except RecordError as error:
-                failed[i], stream.rest = error, bytes(self._overlap)
+                failed[i], rests[at] = error, bytes(self._overlap)
                 continue
             n = (len(data) - self._overlap) // self._hop
             if n:
                 counts[i] = n
                 pieces.append(data[: self._overlap + n * self._hop])
-            stream.rest = data[n * self._hop :]
-        for row, stream in zip(rows, streams):
-            self._save(row, stream)
+                data = data[n * self._hop :]
+            rests[at] = data
+        self._keep(rows, rests)
+        for row, sound in zip(rows, sounds):
+            if sound is not None:
+                self._save(row, sound)
         memory[touched] = rows.view(np.uint8).reshape(len(rows), self.memory_bytes)
         return Steps((self._steps(pieces),), counts, failed)
 
@@ -164,23 +168,28 @@ class AudioCodec(Codec):
 
     # ---- the row
 
-    def _load(self, row: Any, plain: bool) -> _Stream:
-        rest = row["rest"][: self._overlap + int(row["waiting"])].tobytes()
-        if plain:
-            return _Stream(rest, None)
+    def _rests(self, rows: Any) -> list[bytes]:
+        """Of each row the overlap and what waits for a step, PCM."""
+        blob, width = rows["rest"].tobytes(), rows["rest"].shape[1]
+        ends = (rows["waiting"].astype(np.int64) + self._overlap).tolist()
+        return [blob[i * width : i * width + n] for i, n in enumerate(ends)]
+
+    def _keep(self, rows: Any, rests: list[bytes]) -> None:
+        width = rows["rest"].shape[1]
+        blob = b"".join([rest.ljust(width, b"\0") for rest in rests])
+        rows["rest"] = np.frombuffer(blob, np.uint8).reshape(len(rows), width)
+        rows["waiting"] = np.fromiter(map(len, rests), np.int64, len(rests)) - self._overlap
+
+    @staticmethod
+    def _load(row: Any) -> _Sound:
         form = Format(int(row["tag"]), int(row["channels"]), int(row["rate"]), int(row["width"]))
         held = row["held"][: int(row["n_held"])].tobytes()
         wave = Wave(Place(int(row["place"])), form, int(row["left"]), bool(row["padded"]), held)
         position = Position(int(row["behind"]), int(row["phase"]))
-        return _Stream(rest, _Sound(wave, int(row["kept_rate"]), position, row["kept"].copy()))
+        return _Sound(wave, int(row["kept_rate"]), position, row["kept"].copy())
 
-    def _save(self, row: Any, stream: _Stream) -> None:
-        rest, sound = stream.rest, stream.sound
-        row["waiting"] = len(rest) - self._overlap
-        row["rest"] = 0
-        row["rest"][: len(rest)] = np.frombuffer(rest, np.uint8)
-        if sound is None:
-            return
+    @staticmethod
+    def _save(row: Any, sound: _Sound) -> None:
         wave, form = sound.wave, sound.wave.format
         row["place"], row["left"], row["padded"] = wave.place, wave.left, wave.padded
         row["tag"], row["channels"], row["rate"], row["width"] = form.tag, form.channels, form.rate, form.width
@@ -205,14 +214,6 @@ class _Sound:
         """What comes next is not resampled together with what came before."""
         self.rate, self.position = 0, Position()
         self.kept[:] = 0
-
-
-@dataclass(slots=True)
-class _Stream:
-    """``rest``: the overlap and what waits for a step, PCM. ``sound``: None where the stream is raw PCM for good."""
-
-    rest: bytes
-    sound: _Sound | None
 
 
 def _row_dtype(rest: int, kept: int) -> np.dtype[Any]:

@@ -23,10 +23,10 @@ ROLLOFF = 0.91
 """Cutoff over the slower rate's Nyquist frequency: the window's transition ends there."""
 UNIT = 2**18
 """What a phase's coefficients add up to; times an int16 and added up it stays far below 2**53."""
-TABLE_MAX = 2**20
+TABLE_MAX = 2**18
 """Coefficients of one pair of rates."""
-BLOCK = 4096
-"""Samples computed at once: windows of more take memory for nothing."""
+PHASE_MIN = 16
+"""Samples of one fraction of a place that are worth a call of their own."""
 
 
 @dataclass(slots=True)
@@ -70,11 +70,25 @@ class Resampler:
         # The k-th next sample is at here + (phase + k * down) / up.
         n = max(0, -(-((last - here + 1) * self.up - position.phase) // self.down))
         out = np.empty(n, np.int16)
-        windows = sliding_window_view(line.astype(np.float64), 2 * self.reach) if n else line
-        for a in range(0, n, BLOCK):
-            place, phase = np.divmod(position.phase + np.arange(a, min(a + BLOCK, n)) * self.down, self.up)
-            sums = np.einsum("ij,ij->i", windows[here + place - self.reach + 1], self._taps[phase])
-            out[a : a + BLOCK] = np.clip(np.rint(sums / UNIT), -32768, 32767)
+        if n:
+            windows = sliding_window_view(line.astype(np.float64), 2 * self.reach)[here - self.reach + 1 :]
+            compute = self._by_phases if n >= PHASE_MIN * self.up else self._one_by_one
+            np.clip(np.rint(compute(windows, position.phase, n) / UNIT), -32768, 32767, out=out, casting="unsafe")
         moved, position.phase = divmod(position.phase + n * self.down, self.up)
         position.behind += len(samples) - moved
         return out, line[len(line) - self.memory :]
+
+    def _by_phases(self, windows: AnyArray, phase: int, n: int) -> AnyArray:
+        """The sums of ``n`` samples, float64; those of one fraction lie evenly apart and share their coefficients."""
+        sums = np.empty(n)
+        for k in range(self.up):
+            place, fraction = divmod(phase + k * self.down, self.up)
+            count = len(sums[k :: self.up])
+            sums[k :: self.up] = np.einsum("ij,j->i", windows[place :: self.down][:count], self._taps[fraction])
+        return sums
+
+    def _one_by_one(self, windows: AnyArray, phase: int, n: int) -> AnyArray:
+        """The same, of few samples: their windows and coefficients are gathered."""
+        place, fraction = np.divmod(phase + np.arange(n) * self.down, self.up)
+        sums: AnyArray = np.einsum("ij,ij->i", windows[place], self._taps[fraction])
+        return sums

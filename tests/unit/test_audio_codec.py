@@ -221,3 +221,16 @@ def test_the_model_must_take_samples(steps: tuple[StepInput, ...]) -> None:
         ContractError, match=r"needs one step input of float32\[hop\] or int16\[hop\], the model has x "
     ):
         AudioCodec(contract)
+
+
+@pytest.mark.parametrize(("source", "target"), [(48000, 16000), (44100, 16000), (8000, 16000), (11025, 8000)])
+def test_a_second_at_once_and_in_small_pieces_are_the_same_to_the_last_bit(source: int, target: int) -> None:
+    sound = np.random.default_rng(source).integers(-32768, 32768, source).astype(np.int16)
+    resampler = Resampler(source, target)
+    at_once, end = resampler.run(np.zeros(resampler.memory, np.int16), Position(), sound)
+    kept, position, pieces = np.zeros(resampler.memory, np.int16), Position(), []
+    for piece in np.split(sound, np.sort(np.random.default_rng(1).integers(0, source, 200))):
+        out, kept = resampler.run(kept, position, piece)
+        pieces.append(out)
+    assert (np.concatenate(pieces) == at_once).all()
+    assert (kept == end).all()
