@@ -27,9 +27,11 @@ initial values are found by running it; the graph is compared with it before any
 
 OF_A_MODULE = (
     *("steps", "step_limit", "time_axis", "state_names", "output_names", "codec", "codec_setting", "tokenizer"),
-    *("head", "head_output", "labels", "summary", "data", "licence"),
+    *("head", "head_output", "language_model", "labels", "summary", "data", "licence"),
 )
 """What a checkpoint of `eddy train` knows by itself."""
+LANGUAGE_MODEL = "lm.bin"
+"""Its name beside ``model.onnx``."""
 
 
 def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -71,10 +73,11 @@ def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
     add("--tokenizer", type=Path, metavar="FILE", help="the codec text takes the tokens of this tokenizer.json")
     add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
-    add("--head", default="tensor", help="tensor, classify or generate [tensor]")
+    add("--head", default="tensor", help="tensor, classify, generate or transcribe [tensor]")
     add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
     add("--head-output", metavar="NAME", help="output that feeds the head [all, or the only one]")
-    add("--labels", default="", metavar="A,B", help="classes of the head classify; @FILE has one a line")
+    add("--language-model", type=Path, metavar="FILE", help="the head transcribe searches with it")
+    add("--labels", default="", metavar="A,B", help="classes of classify and transcribe; @FILE has one a line")
     add("--tolerance", type=float, metavar="X", help="largest relative difference [1e-4; 5e-3 with float16]")
     add(
         "--precision",
@@ -125,6 +128,7 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
     from export.exporter import ExportOptions, export_module
     from export.load import load_module, load_weights
     from export.tokens import Tokenized, tokens_codec
+    from pipeline.beside import entry
     from pipeline.contract import CodecSpec, HeadSpec
 
     if not args.steps:
@@ -137,12 +141,14 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
         if args.codec != "text":
             raise ConfigError(f"--tokenizer {args.tokenizer} is for the codec text: give --codec text")
         text = tokens_codec(args.tokenizer, head=args.head, settings=given)
-    head = HeadSpec(
-        args.head,
-        output=args.head_output,
-        labels=tuple(_labels(args.labels)),
-        settings=_settings(args.head_setting, "--head-setting"),
-    )
+    beside = dict(text.beside)
+    said = _settings(args.head_setting, "--head-setting")
+    if args.language_model is not None:
+        if args.head != "transcribe":
+            raise ConfigError(f"--language-model {args.language_model} is for the head transcribe: give that as --head")
+        beside[LANGUAGE_MODEL] = args.language_model
+        said["language_model"] = entry(LANGUAGE_MODEL, _content(args.language_model, "--language-model"))
+    head = HeadSpec(args.head, output=args.head_output, labels=tuple(_labels(args.labels)), settings=said)
     module = load_module(args.module)
     if args.checkpoint is not None:
         load_weights(module, args.checkpoint)
@@ -160,7 +166,7 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
             tolerance=args.tolerance,
             max_megabytes=args.max_megabytes,
             precision=args.precision,
-            beside=text.beside,
+            beside=beside,
             notes=text.notes,
             card=CardText(summary=args.summary, data=args.data, licence=args.licence, command=command),
         ),
@@ -213,6 +219,13 @@ def _settings(pairs: list[str], flag: str) -> dict[str, Any]:
                 raise ConfigError(f"{flag} {pair!r}: the file is not JSON ({error})") from None
             settings[key] = text
     return settings
+
+
+def _content(path: Path, flag: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be read ({error.strerror})") from None
 
 
 def _read(path: str, flag: str) -> str:

@@ -12,6 +12,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from export.language_model import build
+from pipeline.beside import Beside
+from pipeline.heads import make_head
 from pipeline.model_file import load_graph, read_contract
 from services.cli import main
 
@@ -76,6 +79,24 @@ def test_settings_and_labels_reach_the_contract(tmp_path: Path, capsys: pytest.C
     assert contract.head.labels == ("so", "lala", "not, at all")
     assert contract.head.settings == {"top": 2}
     assert [o.name for o in contract.outputs] == ["score"]
+
+
+def test_a_language_model_comes_to_lie_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "labels.txt").write_text("\na\nb\n")
+    build(["abba", "baba"], 3).save(tmp_path / "words.lm")
+    out = tmp_path / "models" / "words" / "1"
+    words = ["export", f"{MODULE}:Tokens", "--steps", "tokens:int64", "--output", out, "--language-model"]
+    heard = ["--labels", f"@{tmp_path / 'labels.txt'}", "--head-setting", "step_s=0.04", "--head-setting", "beam=8"]
+    assert main([*map(str, [*words, tmp_path / "words.lm", "--head", "transcribe", *heard])]) == 0
+    contract = read_contract(load_graph(out / "model.onnx"), "words")
+    assert contract.head.labels == ("", "a", "b")
+    assert make_head(contract, Beside(out)).memory_bytes == contract.head.memory_bytes
+    assert (out / "lm.bin").read_bytes() == (tmp_path / "words.lm").read_bytes()
+    assert "is for the head transcribe" in fails(capsys, *words, tmp_path / "words.lm")
+    asked = [*words, tmp_path / "none.lm", "--head", "transcribe", *heard]
+    assert f"--language-model {tmp_path / 'none.lm'}: cannot be read" in fails(capsys, *asked)
+    asked = [*words, tmp_path / "labels.txt", "--head", "transcribe", *heard]
+    assert "setting 'language_model': no language model" in fails(capsys, *asked)
 
 
 def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
