@@ -108,23 +108,23 @@ def test_quiet_steps_are_the_same_one_by_one_and_all_at_once() -> None:
     assert search.store(once).tobytes() == search.store(often).tobytes()
 
 
-def test_what_is_too_far_back_is_settled_by_the_likeliest_text() -> None:
-    """Two texts that differ in their first label only stay in the beam until their tails are full."""
+@pytest.mark.parametrize("agreed", range(7))
+def test_what_is_too_far_back_is_settled_by_the_likeliest_text(agreed: int) -> None:
+    """Two texts that differ in one label, however much of them is the same before, both stay until there are as many
+    labels behind it as a tail has room for."""
     search = Search(LABELS, tables(0.0, 0.0), width=2, tail=6, text=40)
-    certain = np.full((12, 4), 1e-9)
-    certain[0, [0, 2]] = 0.6, 0.4
-    for t in range(1, 12):
-        certain[t, 0 if t % 2 else 3] = 1
+    certain = np.full((agreed + 12, 4), 1e-9)
+    certain[range(len(certain)), [0 if t % 2 == agreed % 2 else 3 for t in range(len(certain))]] = 1
+    certain[agreed, [0, 2]] = 0.6, 0.4
     y = np.log(certain).astype(np.float32)
-    texts: list[list[Text]] = []
+    alive = []
     beams = search.load(np.zeros((1, search.memory_bytes), np.uint8))
     for step in y:
         search.step(beams, slice(0, 1), step[None])
-        texts.append([text for text, _ in found_in(search, beams, 0)])
-    alive = [len({text[0] for text in both if text}) for both in texts]
-    assert alive[0] == 2
-    assert alive[-1] == 1
-    assert texts[-1][0][:3] == (0, 3, 0)
+        texts = [text for text, _ in found_in(search, beams, 0)]
+        alive.append(len({text[agreed] for text in texts if len(text) > agreed}))
+    assert alive[agreed:] == [2] * 5 + [1] * 7
+    assert texts[0] == tuple(0 if t % 2 == agreed % 2 else 3 for t in range(agreed + 12))
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 6])
