@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from export.tasks.base import Task
+from export.tasks.sentiment import SentimentTask
 from export.tasks.speech import SpeechTask
 from export.tasks.text import TextTask
 
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (TextTask(), SpeechTask())})
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (TextTask(), SentimentTask(), SpeechTask())})
 """Every task by its name."""

@@ -34,7 +34,7 @@ class SentimentTask(Task):
 
     name: ClassVar[str] = "sentiment"
     help: ClassVar[str] = "a net that tells the mood of messages"
-    defaults: ClassVar[Schedule] = Schedule(epochs=8, learning_rate=2e-3, ema=0.998)
+    defaults: ClassVar[Schedule] = Schedule(epochs=7, learning_rate=2e-3, ema=0.998)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         add = parser.add_argument
