@@ -177,9 +177,7 @@ def _ticks_of(frames: Frames, searched: Bools) -> _Ticks:
     # Places up to which steps have been met before each tick: all but the searched ones among them were quiet.
     done = np.concatenate([place, ends])[order]
     behind = np.concatenate([place + 1, ends])[order]
-    before = np.concatenate([[0], behind[:-1]])
-    begins = first[:-1][np.diff(first) > 0]
-    before[begins] = frames.first[:-1][np.diff(first) > 0]
+    before = np.concatenate([[0], behind[:-1]])  # a stream's steps begin where the last record of the one before ends
     quiet = done > before
     return _Ticks(first, is_step, np.concatenate([place, np.arange(len(ends))])[order], number, record, quiet)
 

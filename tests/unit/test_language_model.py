@@ -86,7 +86,7 @@ def test_a_state_follows_from_the_last_labels_of_a_text() -> None:
             for label in text:
                 state = int(tables.after[state, label])
             known.append(state)
-        for width in (5, 7):
+        for width in (5, 7) if length > 2 else (2, 5, 7):
             last = np.ones((len(texts), width), np.int64)
             if length:
                 last[:, -min(length, width) :] = np.array(texts)[:, -width:]

@@ -202,6 +202,15 @@ def test_a_text_that_differs_by_a_space_at_its_end_only_is_not_said_again() -> N
     assert apart.hear(None) == [[said("a", 0.0, 0.3, final=True)]]
 
 
+def test_what_is_likely_only_over_several_steps_has_times_and_an_end_too() -> None:
+    """The blank is likelier in every single step, and "a" in both together."""
+    talk = Talk(beam=4)
+    steps = [{"_": 12.0, "a": 11.9}] * 2
+    assert talk.listen(steps) == [[said("a", 0.1, 0.2)]]
+    assert talk.hear("__", "_") == [[], [said("a", 0.1, 0.2, final=True)]]
+    assert Talk().listen(steps) == [[]]
+
+
 def test_more_is_said_where_every_character_is_rewarded() -> None:
     quiet, eager = Talk(beam=4), Talk(beam=4, insertion_bonus=8)
     assert quiet.hear("a_b_") == [[said("ab", 0.0, 0.3)]]
