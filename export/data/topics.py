@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.data.subwords import Subwords
 from pipeline.errors import ConfigError
 
 UNKNOWN = "\ufffd"
@@ -68,6 +69,11 @@ class Alphabet:
         return Alphabet(None if characters is None else tuple(characters))
 
     @property
+    def saved(self) -> list[str] | None:
+        """For a checkpoint."""
+        return None if self.characters is None else list(self.characters)
+
+    @property
     def size(self) -> int:
         return 256 if self.characters is None else len(self.characters)
 
@@ -95,6 +101,20 @@ class Alphabet:
             return 0.0
         known = set(self.characters)
         return float(sum(c not in known for c in text) * np.log2(CODE_POINTS))
+
+
+Units: TypeAlias = Alphabet | Subwords
+"""What a text's tokens are."""
+
+
+def read_units(saved: Any) -> Units:
+    """As a checkpoint holds them (``saved``)."""
+    return Subwords(saved["tokenizer"]) if isinstance(saved, dict) else Alphabet.read(saved)
+
+
+def begun(units: Units, text: str) -> NDArray[np.int64]:
+    """Tokens of a break, from which the first of a text is predicted, and of the text."""
+    return np.concatenate([units.encode(BREAK), units.encode(text)])
 
 
 def python_topics() -> Corpus:

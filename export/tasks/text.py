@@ -1,4 +1,4 @@
-"""Going on with a text: characters (or bytes) in, the next one out, as they are made."""
+"""Going on with a text: characters (or bytes, or parts of words) in, the next one out, as they are made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ class TextTask(Task):
         add = parser.add_argument
         text = "UTF-8 text [python-topics: Python's reference topics]"
         add("--data", default="python-topics", metavar="FILE", help=text)
-        add("--unit", choices=("characters", "bytes"), default="characters", help="what a token is [characters]")
+        units = ("characters", "bytes", "tokens")
+        add(
+            "--unit", choices=units, default="characters", help="what a token is; tokens: a part of a word [characters]"
+        )
+        number(parser, "--vocabulary", 1000, 257, "tokens that are learned from the text, with --unit tokens")
         add("--net", choices=tuple(NAMES), default="lstm", help="recurrent layers [lstm]")
         number(parser, "--layers", 2, 1, "recurrent layers")
         number(parser, "--units", 256, 1, "units of each layer")
@@ -55,37 +59,51 @@ class TextTask(Task):
         number(parser, "--window", 100, 1, "steps that the error goes back")
 
     def problem(self, args: Namespace) -> TextProblem:
-        from export.data.topics import Alphabet, load_corpus
+        from export.data.subwords import Subwords
+        from export.data.topics import Alphabet, Units, load_corpus
         from export.nets.text import TextNetShape
         from export.training.text import TextProblem
 
         corpus = load_corpus(args.data)
-        alphabet = Alphabet(None) if args.unit == "bytes" else Alphabet.of(corpus.train)
+        alphabet: Units
+        if args.unit == "tokens":
+            alphabet = Subwords.of(corpus.train, args.vocabulary)
+        else:
+            alphabet = Alphabet(None) if args.unit == "bytes" else Alphabet.of(corpus.train)
         given = {f.name: getattr(args, f.name) for f in fields(TextNetShape) if f.name not in ("kind", "vocabulary")}
         shape = TextNetShape(args.net, alphabet.size, **given)
         return TextProblem(corpus, alphabet, shape, lanes=args.lanes, window=args.window)
 
     def served(self, run: Run) -> Served:
         """Raises ConfigError when the text that the run was trained on is no longer the same."""
-        from export.data.topics import Alphabet, load_corpus
+        from export.data.subwords import Subwords
+        from export.data.topics import load_corpus, read_units
+        from export.tokens import TOKENIZER, Tokenized, tokens_codec
         from export.training.text import net_of
         from pipeline.contract import CodecSpec, HeadSpec, StepInput
 
         settings, net = run.settings, net_of(run)
-        alphabet = Alphabet.read(settings["alphabet"])
+        alphabet = read_units(settings["alphabet"])
         corpus = load_corpus(settings["data"])
         if corpus.digest != settings["digest"]:
             raise ConfigError(
                 f"{run.file}: trained on {run.described['source']}, which is not what {settings['data']} holds now;"
                 " train again (another Python has other topics)"
             )
+        if isinstance(alphabet, Subwords):
+            file = run.file.parent / TOKENIZER
+            file.write_text(alphabet.content, encoding="utf-8")
+            text = tokens_codec(file)
+        else:
+            text = Tokenized(CodecSpec("text", settings=alphabet.settings()))
         return Served(
             net=net,
             steps=StepInput("tokens", "int64"),
-            codec=CodecSpec("text", settings=alphabet.settings()),
+            codec=text.codec,
             head=HeadSpec("generate", output="logits", settings=GENERATE),
             card=_card(run, sum(p.numel() for p in net.parameters())),
             about={"data": settings["data"]},
+            beside=text.beside,
         )
 
     def score(self, model: Path, about: Mapping[str, Any], *, baselines: bool = False) -> Scores:
@@ -107,14 +125,15 @@ def _card(run: Run, weights: int) -> Any:
 
     settings, schedule, progress, described = run.settings, run.schedule, run.progress, run.described
     shape = settings["shape"]
-    unit = "byte" if settings["alphabet"] is None else "character"
+    units = settings["alphabet"]
+    unit = "byte" if units is None else "character" if isinstance(units, list) else "part of a word"
     kind = f"{'densely connected ' * (shape['connect'] == 'dense')}{NAMES[shape['kind']]}"
     layers = f"{shape['layers']} {kind} layer{'s' * (shape['layers'] > 1)} of {shape['units']} units"
     train, develop, held_out = described["characters"]
     return CardText(
         summary=(
-            f"Goes on with a text, one {unit} after the other: an embedding of {shape['embedding']}, {layers},"
-            f" {weights:,} weights."
+            f"Goes on with a text, one {unit} after the other: {shape['vocabulary']} tokens, an embedding of"
+            f" {shape['embedding']}, {layers}, {weights:,} weights."
         ),
         data=(
             f"{described['source']}; licence {described['licence']}. {train:,} characters to train on,"
@@ -141,14 +160,19 @@ def score_model(file: Path, text: str, chunk: int = 2000) -> float:
     import numpy as np
     import onnxruntime as ort
 
-    from export.data.topics import BREAK, Alphabet
+    from export.data.subwords import Subwords
+    from export.data.topics import Alphabet, Units, begun
+    from pipeline.beside import Beside
     from pipeline.model_file import load_graph, read_contract
 
     contract = read_contract(load_graph(file), str(file))
-    alphabet = Alphabet.read(contract.codec.settings.get("vocabulary"))
+    alphabet: Units = Alphabet.read(contract.codec.settings.get("vocabulary"))
+    if contract.codec.settings["unit"] == "tokens":
+        content = Beside(file.parent).read(contract.codec.settings["tokenizer"], contract.label)
+        alphabet = Subwords(content.decode())
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     states = {s.input: np.zeros(s.shape, s.dtype) for s in contract.states}
-    tokens = alphabet.encode(BREAK + text)
+    tokens = begun(alphabet, text)
     nats = 0.0
     for at in range(0, len(tokens) - 1, chunk):
         wanted = tokens[at + 1 : at + chunk + 1]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.data.topics import BREAK, Alphabet, Corpus
+from export.data.topics import Corpus, Units, begun
 from export.nets.text import TextNet, TextNetShape
 from export.training.checkpoint import Run
 from export.training.loop import Loss, Problem, Score
@@ -28,7 +28,7 @@ class TextProblem(Problem[Window]):
     unit = "bits per character"
 
     def __init__(
-        self, corpus: Corpus, alphabet: Alphabet, shape: TextNetShape, *, lanes: int = 32, window: int = 100
+        self, corpus: Corpus, alphabet: Units, shape: TextNetShape, *, lanes: int = 32, window: int = 100
     ) -> None:
         """``lanes``: streams side by side, B; ``window``: steps that the error goes back, T.
 
@@ -47,7 +47,7 @@ class TextProblem(Problem[Window]):
         return {
             "data": self.corpus.data,
             "digest": self.corpus.digest,
-            "alphabet": None if self.alphabet.characters is None else list(self.alphabet.characters),
+            "alphabet": self.alphabet.saved,
             "shape": self.net.shape.to_dict(),
             "lanes": self.lanes,
             "window": self.window,
@@ -75,16 +75,18 @@ class TextProblem(Problem[Window]):
         carried = self.net.initial_state(self.lanes) if states is None else states
         logits, *after = self.net(given, *carried)
         nats = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
-        per_character = len(self.tokens) / len(self.corpus.train) / math.log(2)  # where tokens are bytes
+        per_character = (
+            len(self.tokens) / len(self.corpus.train) / math.log(2)
+        )  # where tokens are bytes, or several characters
         return Loss(nats, float(nats.detach()) * per_character, len(given), tuple(after))
 
     def develop(self) -> Score:
         return Score(score_torch(self.net, self.alphabet, self.corpus.develop))
 
 
-def score_torch(net: TextNet, alphabet: Alphabet, text: str, chunk: int = 2000) -> float:
+def score_torch(net: TextNet, alphabet: Units, text: str, chunk: int = 2000) -> float:
     """Bits per character of a text read as one stream from the initial state; the net is in eval mode."""
-    tokens = torch.from_numpy(alphabet.encode(BREAK + text))
+    tokens = torch.from_numpy(begun(alphabet, text))
     nats, states = 0.0, net.initial_state(1)
     with torch.inference_mode():
         for at in range(0, len(tokens) - 1, chunk):

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.memory import fit_memory
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
 from pipeline.model_file import write_contract
 from pipeline.transport.memory import MemoryBroker
@@ -21,11 +22,10 @@ from tests.unit.test_worker import counted, made, new_broker, partition_of, runn
 LETTERS = "abcdefghijklmnopqrstuvwxyzé \n"
 
 
-@pytest.fixture(scope="module")
-def talking_hash(tmp_path_factory) -> Path:
-    """Its next letter depends on every letter before it, in integers: one step lost or repeated changes all after."""
+def talking(file: Path, size: int, codec: CodecSpec, beside: Beside = NOTHING_BESIDE) -> Path:
+    """Its next token depends on every token before it, in integers: one step lost or repeated changes all after."""
     n = helper.make_node
-    constants = {"prime": PRIME, "gain": GAIN, "offset": OFFSET, "factor": FACTOR, "size": len(LETTERS)}
+    constants = {"prime": PRIME, "gain": GAIN, "offset": OFFSET, "factor": FACTOR, "size": size}
     nodes = [
         n("Squeeze", ["h", "axis1"], ["h_flat"]),
         n("Mul", ["h_flat", "factor"], ["a"]),
@@ -42,13 +42,13 @@ def talking_hash(tmp_path_factory) -> Path:
     ]
     initial = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
     initial.append(numpy_helper.from_array(np.array([1], np.int64), "axis1"))
-    initial.append(numpy_helper.from_array(np.arange(len(LETTERS))[None], "letters"))
+    initial.append(numpy_helper.from_array(np.arange(size)[None], "letters"))
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
         "talking_hash",
         [info("x", TensorProto.INT64, ["B"]), info("h", TensorProto.INT64, ["B", 1])],
-        [info("logits", TensorProto.FLOAT, ["B", len(LETTERS)]), info("h_next", TensorProto.INT64, ["B", 1])],
+        [info("logits", TensorProto.FLOAT, ["B", size]), info("h_next", TensorProto.INT64, ["B", 1])],
         initial,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -57,16 +57,21 @@ def talking_hash(tmp_path_factory) -> Path:
         "1",
         (StepInput("x", "int64"),),
         (State("h", "h_next", "int64", (1, 1), 0, (7,)),),
-        (Output("logits", "float32", (len(LETTERS),)),),
-        CodecSpec("text", settings={"unit": "characters", "vocabulary": list(LETTERS)}),
+        (Output("logits", "float32", (size,)),),
+        codec,
         HeadSpec("generate", "logits", settings={"max_steps": 150, "temperature": 1.0}),
         batch_axis=0,
         time_axis=None,
     )
-    write_contract(model, fit_memory(contract))
-    file = tmp_path_factory.mktemp("talk") / "model.onnx"
+    write_contract(model, fit_memory(contract, beside))
     onnx.save(model, str(file))
     return file
+
+
+@pytest.fixture(scope="module")
+def talking_hash(tmp_path_factory) -> Path:
+    codec = CodecSpec("text", settings={"unit": "characters", "vocabulary": list(LETTERS)})
+    return talking(tmp_path_factory.mktemp("talk") / "model.onnx", len(LETTERS), codec)
 
 
 def prompt(broker: MemoryBroker, key: bytes, text: str, *headers: tuple[str, bytes]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from tokenizers import Tokenizer
 
 from export.memory import fit_memory
 from pipeline.beside import Beside, entry
@@ -19,18 +22,22 @@ from tests.models import rolling_hash, rolling_hash_reference
 from tests.tokenizations import CORPUS, tokenizer_file
 from tests.unit.test_token_codec import whole
 from tests.unit.test_worker import counted, made, new_broker, outputs, partition_of, running, until
+from tests.unit.test_worker_generate import finished, prompt, talking
 
 KIND = "byte-level"
+
+
+def by_tokens(folder: Path, **settings: object) -> CodecSpec:
+    shutil.copy(tokenizer_file(KIND), folder / "tokenizer.json")
+    tokenizer = entry("tokenizer.json", tokenizer_file(KIND).read_bytes())
+    return CodecSpec("text", settings={"unit": "tokens", "tokenizer": tokenizer, "cut": "whitespace", **settings})
 
 
 def served(folder: Path, **settings: object) -> Path:
     """A model whose outputs are a hash of all tokens so far."""
     file = rolling_hash(folder)
-    shutil.copy(tokenizer_file(KIND), folder / "tokenizer.json")
     graph = load_graph(file)
-    tokenizer = entry("tokenizer.json", tokenizer_file(KIND).read_bytes())
-    codec = CodecSpec("text", settings={"unit": "tokens", "tokenizer": tokenizer, "cut": "whitespace", **settings})
-    contract = replace(read_contract(graph, "hash"), codec=codec)
+    contract = replace(read_contract(graph, "hash"), codec=by_tokens(folder, **settings))
     write_contract(graph, fit_memory(contract, Beside(folder)))
     onnx.save(graph, str(file))
     return file
@@ -84,3 +91,56 @@ async def test_a_changed_tokenizer_is_refused_before_anything_is_read(tmp_path):
     (file.parent / "tokenizer.json").write_text("{}")
     with pytest.raises(Exception, match=r"tokenizer.json is not the file that the model was exported with"):
         made(new_broker(), file)
+
+
+PROMPTS = [(b"k%d" % (i % 5), f"the cat {i} sat, 日本 {'x' * i}") for i in range(12)]
+
+
+def said(broker: MemoryBroker) -> dict[tuple[bytes, bytes], str]:
+    """(key, eddy-source) -> text and how it ended, every piece of which is UTF-8; steps never go back."""
+    got: dict[tuple[bytes, bytes], str] = defaultdict(str)
+    steps: dict[tuple[bytes, bytes], int] = {}
+    for _, _, e in broker.records("out"):
+        headers = dict(e.headers)
+        stream = (e.key, headers["eddy-source"])
+        assert int(headers["eddy-step"]) >= steps.get(stream, 0)
+        steps[stream] = int(headers["eddy-step"])
+        got[stream] += e.value.decode()
+        if "eddy-finish" in headers:
+            got[stream] += f"[{headers['eddy-finish'].decode()}]"
+    return got
+
+
+async def generated(file: Path, *, lives: bool = False, **settings: object) -> dict[tuple[bytes, bytes], str]:
+    """Every worker but the last is killed at some step, where there are ``lives``."""
+    broker, rng = new_broker(), np.random.default_rng(8)
+    for i, (key, text) in enumerate(PROMPTS):
+        stop = b"at" if i % 2 else "日本".encode()
+        prompt(broker, key, text, ("eddy-seed", b"3"), ("eddy-stop", stop))
+    count = 0
+    while lives and finished(broker) < len(PROMPTS):
+        worker, _ = made(broker, file, f"w{count}", **settings)
+        task = asyncio.create_task(worker.run())
+        enough = counted(broker) + int(rng.integers(1, 40))
+        await until(broker, task, lambda n=enough: counted(broker) >= n or finished(broker) == len(PROMPTS))
+        task.cancel()
+        await asyncio.wait([task])
+        count += 1
+    assert (count > 5) == lives
+    worker, _ = made(broker, file, **settings)
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == len(PROMPTS))
+    return said(broker)
+
+
+async def test_generations_are_the_same_beside_others_and_after_any_death(tmp_path):
+    """Words, parts of characters and held beginnings of stop texts are all in the row."""
+    size = len(Tokenizer.from_file(str(tokenizer_file(KIND))).get_vocab())
+    file = talking(
+        tmp_path / "model.onnx", size, by_tokens(tmp_path, flush="record"), Beside(tokenizer_file(KIND).parent)
+    )
+    alone = await generated(file, max_batch=1)
+    assert len(alone) == len(PROMPTS)
+    assert {text.rpartition("[")[2] for text in alone.values()} == {"stop]", "length]"}
+    assert await generated(file, engine_threads=2) == alone
+    assert await generated(file, lives=True) == alone

@@ -100,9 +100,12 @@ def test_other_settings_do_not_resume(tmp_path: Path, book: Path, capsys: pytest
     assert main([*run, "--seed", "1", "--fresh"]) == 0
 
 
-def test_from_text_to_a_served_model(tmp_path: Path, book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("unit", [["bytes"], ["tokens", "--vocabulary", "280"]], ids=["bytes", "tokens"])
+def test_from_text_to_a_served_model(
+    tmp_path: Path, book: Path, unit: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = ["train", "text", "--data", str(book), "--output", str(tmp_path / "run"), *TINY, "--epochs", "2"]
-    assert main([*run, "--unit", "bytes", "--net", "gru"]) == 0
+    assert main([*run, "--net", "gru", "--unit", *unit]) == 0
     folder = tmp_path / "models" / "boat" / "1"
     assert main(["export", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt"), "--output", str(folder)]) == 0
     out = capsys.readouterr().out
