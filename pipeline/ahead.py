@@ -9,6 +9,7 @@ images keeps no other waiting (S3). What is decoded and waits is bounded in byte
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +18,11 @@ from dataclasses import dataclass, field
 from pipeline.codecs import AheadCodec
 from pipeline.columns import RECORD_OVERHEAD, AnyArray, Segment
 from pipeline.errors import RecordError
+from pipeline.metrics import Metrics
 from pipeline.partition import Memory
 
-Decoded = list[AnyArray | RecordError | None]
+Decoded = tuple[list[AnyArray | RecordError | None], float]
+"""What became of each record of a piece, and the seconds it took."""
 PIECE_RECORDS = 16
 PIECE_BYTES = 65_536
 """Small records go to a thread together: handing over costs as much as decoding a tiny image."""
@@ -59,12 +62,13 @@ class Ahead:
         codec: AheadCodec,
         threads: int,
         record_bytes_max: int,
+        metrics: Metrics,
         bound: Callable[[], int],
         ready: Callable[[], None],
         failed: Callable[[Memory, BaseException], None],
     ) -> None:
         self._codec, self._threads, self._record_bytes_max = codec, threads, record_bytes_max
-        self._bound, self._ready, self._failed = bound, ready, failed
+        self._metrics, self._bound, self._ready, self._failed = metrics, bound, ready, failed
         self._step_bytes = codec.step.nbytes
         self._share = max(1, threads - 1)
         """Threads that one partition may have."""
@@ -154,13 +158,14 @@ class Ahead:
 
     def _decode(self, memory: Memory, segment: Segment) -> Decoded | None:
         """None when nobody wants it any more. Of what is no record to be decoded the intake says what becomes of it."""
-        out: Decoded = []
+        began = time.perf_counter()
+        out: list[AnyArray | RecordError | None] = []
         for key, value in zip(segment.keys, segment.values):
             if self._halted or memory.closed:
                 return None
             served = key is not None and value is not None and len(value) <= self._record_bytes_max
             out.append(self._codec.attempt(value) if served and value is not None else None)
-        return out
+        return out, time.perf_counter() - began
 
     def _come_back(self, line: _Line, piece: _Piece, future: Future[Decoded | None]) -> None:
         """Still on the thread, or, cancelled, on the loop."""
@@ -177,7 +182,8 @@ class Ahead:
             if not line.memory.closed:
                 self._failed(line.memory, error)
         elif (decoded := future.result()) is not None:
-            piece.segment.ahead = decoded
+            piece.segment.ahead, seconds = decoded
+            self._metrics.decoded(len(piece.segment), seconds)
             piece.done = True
             self._release([line])
         self.go()

@@ -111,6 +111,8 @@ class Metrics:
         self._records = self._counter("records", "Input records taken into a poll")
         self._record_bytes = self._counter("record_bytes", "Bytes of the values of input records taken into a poll")
         self._steps = self._counter("steps", "Steps decoded from input records")
+        self._decoded = self._counter("decoded_records", "Records decoded on threads before their poll")
+        self._decode_time = self._counter("decode_seconds", "Time that threads spent on them")
         self._media = self._counter("media_seconds", "Time that the steps decoded last, where the codec knows a rate")
         self._polls = self._counter("polls", "Polls planned")
         self._queue_time = self._histogram("queue_seconds", "From fetched to planned, per record", LATENCY_S)
@@ -183,6 +185,11 @@ class Metrics:
         self._steps.inc(steps)
         self._media.inc(media_s)
         self._queue_time.observe_many(queued_s, repeats)
+
+    def decoded(self, records: int, seconds: float) -> None:
+        """A thread has decoded so many records, ahead of their poll."""
+        self._decoded.inc(records)
+        self._decode_time.inc(seconds)
 
     def engine(self, batch_sizes: ArrayLike, seconds: float, *, generated: int = 0) -> None:
         """A job came back. ``batch_sizes``: streams of each call, ``[calls]``; ``generated``: how many of its

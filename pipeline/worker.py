@@ -123,6 +123,7 @@ class Worker:
             codec,
             self._config.decode_threads,
             self._config.max_record_bytes,
+            self._metrics,
             lambda: self._pump.bound(self._ownership.memories()),
             self._work.set,
             self._not_decoded,

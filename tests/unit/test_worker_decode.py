@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 
 import pipeline.codecs.video
 from pipeline.contract import CodecSpec, StepInput
@@ -98,7 +99,7 @@ def total(sent: dict[bytes, list[int]]) -> int:
 async def test_every_frame_comes_out_once_and_in_order_and_what_is_none_is_a_dead_letter(watcher, threads, gate):
     broker, rng = new_broker(), np.random.default_rng(threads)
     sent = produce_frames(broker, rng, 40, 600)
-    worker, _ = made(broker, watcher, decode_threads=threads)
+    worker, metrics = made(broker, watcher, decode_threads=threads)
     async with running(worker) as task:
         await until(
             broker, task, lambda: counted(broker) == total(sent) and counted(broker, "in.dlq") == 600 - total(sent)
@@ -106,6 +107,8 @@ async def test_every_frame_comes_out_once_and_in_order_and_what_is_none_is_a_dea
     check(broker, sent)
     assert {dict(e.headers)["eddy-error"] for _, _, e in broker.records("in.dlq")} == {b"image"}
     assert threading.get_ident() not in gate.threads
+    page = generate_latest(metrics.registry).decode()
+    assert 'eddy_decoded_records_total{model="stepper",version="1"} 600.0' in page
 
 
 async def test_null_values_and_records_that_are_refused_keep_their_places(watcher):
