@@ -184,7 +184,9 @@ def _card(run: Run, weights: int) -> CardText:
         ),
         data=(
             f"{described['source']}; licence {described['licence']}. {train:,} messages to train on, {develop:,} for"
-            f" development, {held_out:,} held out. In a conversation, random held-out messages go before{begun}."
+            f" development, {held_out:,} held out{begun}. In the conversations, {max(POSITIONS)} messages long and drawn with"
+            f" seed {SEED}, each held-out message stands at every position once. `eddy score --baselines` measures the"
+            " held-out figures again; the baseline learns from the messages for development too."
         ),
         training=(
             f"Back-propagation through whole messages, {settings['lanes']} side by side, {progress.epoch} epochs, AdamW"
