@@ -28,8 +28,8 @@ def number(
     parser.add_argument(flag, type=convert, default=default, metavar="N", help=f"{text} [{default:g}]")
 
 
-def need(command: str, *packages: str) -> None:
+def need(command: str, *packages: str, extra: str = "export") -> None:
     """Raises ConfigError that names the extra, in place of an ImportError deep inside."""
     missing = [p for p in packages if find_spec(p) is None]
     if missing:
-        raise ConfigError(f"eddy {command} needs {' and '.join(missing)}: pip install 'eddy-streams[export]'")
+        raise ConfigError(f"eddy {command} needs {' and '.join(missing)}: pip install 'eddy-streams[{extra}]'")

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from export.tasks.base import Task
+from export.tasks.language import LanguageTask
 from export.tasks.sentiment import SentimentTask
 from export.tasks.speech import SpeechTask
 from export.tasks.text import TextTask
+from export.tasks.video import VideoTask
 
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (TextTask(), SentimentTask(), SpeechTask())})
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {task.name: task for task in (TextTask(), LanguageTask(), SentimentTask(), SpeechTask(), VideoTask())}
+)
 """Every task by its name."""

@@ -70,6 +70,18 @@ class Confusion:
             rows.append((label, str(self.counts[i].sum()), *numbers, taken))
         return rows
 
+    def append_to(self, card: Path, picture: str, what: str, names: Sequence[str] | None = None) -> None:
+        """Adds the picture, which lies beside the card, and the table to a card in Markdown.
+
+        ``what``: was judged, for the heading; ``names``: of the classes, where the labels say too little.
+        """
+        header, *rows = self.table()
+        lines = ["", f"## Classes, {what}", "", f"![what is taken for what]({picture})", ""]
+        lines += [f"| {' | '.join(header)} |", f"|{'|'.join('---' for _ in header)}|"]
+        lines += [f"| {' | '.join((name, *row[1:]))} |" for name, row in zip(names or self.labels, rows)]
+        with card.open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
     def write_png(self, file: Path, title: str) -> None:
         """A square per pair of classes, coloured by its share of the row; numbers in it where there is room."""
         from matplotlib.figure import Figure
