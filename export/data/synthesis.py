@@ -59,14 +59,19 @@ class Request:
     pitch: int
 
 
-def cast(texts: Sequence[str], seed: int, women: float | None = 0.6) -> list[Request]:
-    """A voice, speed and pitch for each text, drawn from the seed; ``women``: their share, None: ``OTHERS`` speak."""
+def cast(
+    texts: Sequence[str], seed: int, women: float | None = 0.6, speeds: tuple[int, int] = (125, 200)
+) -> list[Request]:
+    """A voice, speed and pitch for each text, drawn from the seed; ``women``: their share, None: ``OTHERS`` speak.
+
+    ``speeds``: words a minute, least and most.
+    """
     rng = np.random.default_rng([seed, 71])
     requests = []
     for text in texts:
         variants = (OTHERS if women is None else WOMEN if rng.random() < women else MEN).split()
         voice = f"{ACCENTS[rng.integers(len(ACCENTS))]}+{variants[rng.integers(len(variants))]}"
-        requests.append(Request(text, voice, int(rng.integers(125, 200)), int(rng.integers(25, 80))))
+        requests.append(Request(text, voice, int(rng.integers(*speeds)), int(rng.integers(25, 80))))
     return requests
 
 

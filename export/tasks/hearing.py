@@ -22,9 +22,6 @@ from pipeline.heads import HEADS
 from pipeline.heads.base import Finished
 from pipeline.model_file import load_graph, read_contract
 
-TAIL_S = 0.4
-"""Silence that is given behind a recording, so that its last word comes out."""
-
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -53,13 +50,13 @@ class Listener:
         return CODECS[self.contract.codec.kind](self.contract, self._beside).step_s
 
     def steps(self, pcm: NDArray[np.int16]) -> NDArray[Any]:
-        """int16 ``[n]`` -> ``[T, 1, hop]``, as the codec makes them of the sound and a tail of silence."""
+        """int16 ``[n]`` -> ``[T, 1, hop]``, as the codec makes them; silence fills the last hop."""
         contract = self.contract
         codec = CODECS[contract.codec.kind](contract, self._beside)
         hop = contract.steps[0].nbytes // np.dtype(contract.steps[0].dtype).itemsize
-        tail = np.zeros(int(TAIL_S / codec.step_s) * hop + hop - 1, np.int16)
+        whole = np.pad(pcm, (0, -len(pcm) % hop)).astype("<i2")
         memory = np.zeros((1, codec.memory_bytes), np.uint8)
-        decoded = codec.decode([np.concatenate([pcm, tail]).astype("<i2").tobytes()], np.zeros(1, np.int64), memory)
+        decoded = codec.decode([whole.tobytes()], np.zeros(1, np.int64), memory)
         values: NDArray[Any] = decoded.values[0][:, None]
         return values
 

@@ -144,8 +144,9 @@ def _synthetic(count: int, seed: int) -> Sounds:
 
     kinds = {"digits": 0.3, "named": 0.25, "letters": 0.1, "words": 0.2, "prose": 0.15}
     texts = sayings.sayings(count + 200, seed, kinds)
-    heard = synthesis.speak(synthesis.cast(texts[:count], seed, women=0.6))
-    others = synthesis.speak(synthesis.cast(texts[count:], seed + 1, women=None))
+    slow_too = (85, 190)
+    heard = synthesis.speak(synthesis.cast(texts[:count], seed, 0.6, slow_too))
+    others = synthesis.speak(synthesis.cast(texts[count:], seed + 1, None, slow_too))
     return Sounds(
         human=(),
         synthetic=[Clip(pcm, text) for pcm, text in zip(heard, texts)],
@@ -270,9 +271,9 @@ def _card(run: Run, weights: int) -> CardText:
         ),
         data=(
             f"{described['source']}. Licences: {described['licence']}. {mixture}{synthetic} of synthetic speech to"
-            f" train on, {develop} for development. Held out: sha256(name) % 10 == 0 of the prompts that hold speech (17"
-            " of 568 recordings are tones and silence). Some of them share most of their text with training prompts;"
-            f" {LONG} is 27% of their time. They are scored with 0.4 s of silence behind each."
+            f" train on, {develop} for development. Held out: sha256(name) % 10 == 0 of the prompts that hold speech;"
+            " 17 of 568 recordings are tones and silence. Some of them share most of their text with training"
+            f" prompts; {LONG} is 27% of their time."
         ),
         training=(
             f"{progress.epoch} epochs of {recipe['seconds']:.0f} s of sound, {recipe['human'] * (not alone):.0%} of it"
