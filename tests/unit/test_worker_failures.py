@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import generate_latest
 
+from export.memory import fit_memory
+from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.columns import Membership, Part
 from pipeline.config import Config
 from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
@@ -44,9 +46,8 @@ def hash_model(tmp_path_factory) -> Path:
     return rolling_hash(tmp_path_factory.mktemp("hash") / "1")
 
 
-@pytest.fixture(scope="module")
-def brittle(tmp_path_factory) -> Path:
-    """h' = 31 h + x, y = h'; looks beyond the end of a table, which onnxruntime refuses, when x is POISON."""
+def breaks_at(poison: int, file: Path, codec: CodecSpec, beside: Beside = NOTHING_BESIDE) -> Path:
+    """h' = 31 h + x, y = h'; looks beyond the end of a table, which onnxruntime refuses, when x is ``poison``."""
     n = helper.make_node
     nodes = [
         n("Equal", ["x", "poison"], ["is_poison"]),
@@ -58,7 +59,7 @@ def brittle(tmp_path_factory) -> Path:
         n("Add", ["b", "nothing"], ["y"]),
         n("Unsqueeze", ["y", "axis1"], ["h2"]),
     ]
-    constants = {"poison": POISON, "far": 99, "zero": 0, "factor": 31, "axis1": [1], "table": [0]}
+    constants = {"poison": poison, "far": 99, "zero": 0, "factor": 31, "axis1": [1], "table": [0]}
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -74,15 +75,19 @@ def brittle(tmp_path_factory) -> Path:
         (StepInput("x", "int64"),),
         (State("h", "h2", "int64", (1, 1), 0),),
         (Output("y", "int64", ()),),
-        CodecSpec("tensor"),
+        codec,
         HeadSpec("tensor"),
         batch_axis=0,
         time_axis=None,
     )
-    write_contract(model, contract)
-    file = tmp_path_factory.mktemp("brittle") / "model.onnx"
+    write_contract(model, fit_memory(contract, beside))
     onnx.save(model, str(file))
     return file
+
+
+@pytest.fixture(scope="module")
+def brittle(tmp_path_factory) -> Path:
+    return breaks_at(POISON, tmp_path_factory.mktemp("brittle") / "model.onnx", CodecSpec("tensor"))
 
 
 async def test_a_record_that_makes_the_model_fail_is_a_dead_letter_and_all_others_are_exact(brittle):

@@ -22,6 +22,7 @@ from tests.models import rolling_hash, rolling_hash_reference
 from tests.tokenizations import CORPUS, tokenizer_file
 from tests.unit.test_token_codec import whole
 from tests.unit.test_worker import counted, made, new_broker, outputs, partition_of, running, until
+from tests.unit.test_worker_failures import breaks_at
 from tests.unit.test_worker_generate import finished, prompt, talking
 
 KIND = "byte-level"
@@ -91,6 +92,37 @@ async def test_a_changed_tokenizer_is_refused_before_anything_is_read(tmp_path):
     (file.parent / "tokenizer.json").write_text("{}")
     with pytest.raises(Exception, match=r"tokenizer.json is not the file that the model was exported with"):
         made(new_broker(), file)
+
+
+async def test_last_words_that_make_the_model_fail_are_a_dead_letter_and_the_stream_ends(tmp_path):
+    """The null value that would make them steps is what fails; the key's next record begins a new stream."""
+    beside, broker = Beside(tokenizer_file(KIND).parent), new_broker()
+    cat = whole(KIND, " cat")[0]
+    file = breaks_at(cat, tmp_path / "model.onnx", by_tokens(tmp_path, flush="boundary"), beside)
+    for value in (b"the cat", None, b"the mat", None):
+        produce(broker, b"k", value)
+    produce(broker, b"other", b"the ")
+    worker, _ = made(broker, file)
+    the = whole(KIND, "the")
+    mat = whole(KIND, "the mat")
+    steps = 2 * len(the) + len(mat)
+    async with running(worker) as task:
+        await until(
+            broker,
+            task,
+            lambda: sum(map(len, outputs(broker).values())) == steps and counted(broker, "in.dlq") == 1,
+        )
+    [(_, _, dead)] = broker.records("in.dlq")
+    assert (dead.key, dead.value, dict(dead.headers)["eddy-error"]) == (b"k", None, b"engine")
+    assert outputs(broker) == {b"k": hashed(the) + hashed(mat), b"other": hashed(the)}
+
+
+def hashed(tokens: list[int]) -> list[int]:
+    h, out = 0, []
+    for token in tokens:
+        h = 31 * h + token
+        out.append(h)
+    return out
 
 
 PROMPTS = [(b"k%d" % (i % 5), f"the cat {i} sat, 日本 {'x' * i}") for i in range(12)]
