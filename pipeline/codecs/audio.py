@@ -6,8 +6,8 @@ from 8, 16, 24 or 32-bit integers or 32 or 64-bit floats, from up to eight chann
 ``rates``; what cannot be turned is a dead letter, record by record, until the file ends. Headers in the middle of a
 stream (a file behind a file) are seen where the file before says that it ends.
 
-A null record ends the stream: what waits then (less than a hop) is dropped, as no model was trained on half a step.
-A producer who wants it heard sends a hop of silence behind it.
+A null record ends the stream: the samples that wait then are the beginning of a last step that ends in silence. Half a
+sample is dropped.
 """
 
 from __future__ import annotations
@@ -108,6 +108,31 @@ class AudioCodec(Codec):
                 self._save(row, sound)
         memory[touched] = rows.view(np.uint8).reshape(len(rows), self.memory_bytes)
         return Steps((self._steps(pieces),), counts, failed)
+
+    def end(self, slots: I64, memory: U8) -> Steps:
+        """What waits, filled up with silence: a step of each stream in which a sample waits, seldom more."""
+        rows = np.ascontiguousarray(memory[slots]).view(self._row)[:, 0]
+        counts = np.zeros(len(slots), np.int64)
+        pieces: list[bytes] = []
+        for i, (row, waiting) in enumerate(zip(rows, self._rests(rows))):
+            rest = waiting if row["place"] == Place.RAW else waiting + self._last(self._load(row))
+            samples = (len(rest) - self._overlap) // SAMPLE_BYTES
+            n = counts[i] = -(-samples * SAMPLE_BYTES // self._hop)
+            if n:
+                size = self._overlap + n * self._hop
+                pieces.append(rest[: self._overlap + samples * SAMPLE_BYTES].ljust(size, b"\0"))
+        return Steps((self._steps(pieces),), counts)
+
+    def _last(self, sound: _Sound) -> bytes:
+        """The samples that the resampler has still to give; or those of a stream that ended while it looked like the
+        beginning of a file."""
+        if sound.wave.place is Place.START:
+            return sound.wave.held
+        if not sound.rate:
+            return b""
+        resampler = self._resamplers[sound.rate]
+        out, _ = resampler.run(sound.kept[: resampler.memory], sound.position, np.zeros(resampler.reach, np.int16))
+        return out.tobytes()
 
     def _steps(self, pieces: list[bytes]) -> AnyArray:
         """Each piece is ``overlap`` samples and whole hops -> ``[n_steps, *shape]``."""

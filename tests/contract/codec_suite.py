@@ -199,6 +199,28 @@ class CodecSuite:
 
     @inherited
     @given(data=st.data())
+    def test_streams_end_as_each_would_alone(self, data: st.DataObject) -> None:
+        """Their last steps come from their own rows, and no other row is touched."""
+        streams = data.draw(st.lists(self.streams(), min_size=1, max_size=3))
+        rows = [self.alone(self.pieces(stream))[-1].row for stream in streams if self.pieces(stream)]
+        codec = self.make()
+        slots = data.draw(st.permutations(range(SLOTS)))[: len(rows)]
+        memory, whole = memory_among_neighbours(codec.memory_bytes, seed=4)
+        single = np.zeros((1, codec.memory_bytes), np.uint8)
+        alone = []
+        for slot, row in zip(slots, rows, strict=True):
+            memory[slot] = single[0] = np.frombuffer(row or b"", np.uint8)
+            last = codec.end(np.array([0]), single.copy())
+            alone += [] if last is None else apart(last, self.contract)
+        before = np.delete(whole, slots, axis=0).tobytes()
+        together = codec.end(np.array(slots, np.int64), memory)
+        assert np.delete(whole, slots, axis=0).tobytes() == before
+        if together is not None:
+            assert not together.failed
+            assert apart(together, self.contract) == alone
+
+    @inherited
+    @given(data=st.data())
     def test_a_bad_record_has_no_effect_and_the_stream_goes_on(self, data: st.DataObject) -> None:
         """It leaves no steps, and what comes next is decoded as on a new stream."""
         reason, value = data.draw(st.sampled_from(self.bad))

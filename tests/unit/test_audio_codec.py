@@ -184,6 +184,35 @@ def test_full_scale_stays_full_scale() -> None:
     assert set(out[60:].tolist()) == {-32768}
 
 
+def test_the_last_samples_are_a_step_that_ends_in_silence() -> None:
+    stream = Stream(audio_contract((4,), dtype="int16", overlap=1))
+    for waits, last in (
+        (b"", []),
+        (b"\1", []),
+        (pcm(7), [[0, 7, 0, 0]]),
+        (pcm(1, 2, 3, 4, 5)[:-1], [[3, 4, 0, 0]]),
+        (b"RIFF", [[0, *np.frombuffer(b"RIFF", "<i2"), 0]]),
+        (wav(pcm(8, 9, 10, 11)), [[10, 11, 0, 0]]),
+        (wav(b"", size=0)[:30], []),
+    ):
+        stream.memory[:] = 0
+        stream.decode(waits)
+        end = stream.codec.end(np.array([1]), stream.memory)
+        assert end.values[0].tolist() == last
+        assert end.counts.tolist() == [len(last)]
+
+
+def test_a_resampled_stream_ends_with_all_its_samples() -> None:
+    """As many as its time at the other rate: the filter holds none back."""
+    for source in (8000, 44100, 48000):
+        stream = Stream(audio_contract((160,), dtype="int16"))
+        steps = stream.decode(wav(tone(source, 440, 0.5).tobytes(), source))
+        end = stream.codec.end(np.array([1]), stream.memory)
+        heard = np.concatenate([steps.values[0], end.values[0]]).reshape(-1)
+        assert len(heard) == 8000 + 160 * (8000 % 160 > 0)
+        assert np.abs(heard[7800:7900] - tone(16000, 440)[7800:7900].astype(float)).max() < 20
+
+
 def test_a_row_without_other_rates_is_small() -> None:
     assert AudioCodec(audio_contract((160,), rates=[])).memory_bytes < 100 + 2 * 160
     assert AudioCodec(audio_contract((160,), rate=8000)).memory_bytes < 100 + 2 * 160 + 2 * 192
