@@ -9,15 +9,16 @@ from services.demos.base import Came, Demo, Sent
 from services.screen import Screen
 
 PROMPTS = {
-    "for": "The for statement is used to ",
-    "class": "A class definition ",
-    "lambda": "Lambda expressions ",
-    "import": "The import system ",
-    "string": "String literals can ",
-    "try": "If an exception occurs in the try clause, ",
-    "list": "The items of a list are ",
-    "yield": "When a generator function is called, ",
+    "for": "The for statement is used to",
+    "class": "A class definition",
+    "lambda": "Lambda expressions",
+    "import": "The import system",
+    "string": "String literals can",
+    "try": "If an exception occurs in the try clause,",
+    "list": "The items of a list are",
+    "yield": "When a generator function is called,",
 }
+"""Without a space at the end, which is a token of its own where tokens are parts of words."""
 TEMPERATURE = 0.5
 
 
