@@ -93,7 +93,8 @@ def moving(
     been through JPEG.
     """
     n = len(index)
-    direction = random.integers(len(DIRECTIONS), size=n)
+    # Each as often as the others, so that a guess is right as often as chance has it.
+    direction = (random.permutation(n) + random.integers(len(DIRECTIONS))) % len(DIRECTIONS)
     angle = direction * (2 * np.pi / len(DIRECTIONS))
     speed = random.uniform(*SPEEDS, size=n)
     start = random.uniform(0, SIZE, size=(2, n))

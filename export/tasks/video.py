@@ -35,7 +35,7 @@ class VideoTask(Task):
 
     name: ClassVar[str] = "video"
     help: ClassVar[str] = "a net that watches a handwritten digit move"
-    defaults: ClassVar[Schedule] = Schedule(epochs=10, learning_rate=3e-3)
+    defaults: ClassVar[Schedule] = Schedule(epochs=8, learning_rate=3e-3)
     needs: ClassVar[tuple[str, ...]] = ("sklearn",)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -44,7 +44,7 @@ class VideoTask(Task):
         number(parser, "--dropout", 0.1, 0.0, "share of activations dropped in training")
         number(parser, "--lanes", 64, 1, "clips trained side by side")
         number(parser, "--frames", 8, 2, "of a clip")
-        number(parser, "--updates", 100, 1, "batches of an epoch")
+        number(parser, "--updates", 80, 1, "batches of an epoch")
 
     def problem(self, args: Namespace) -> VideoProblem:
         from export.data.digits import load_digits
@@ -83,8 +83,8 @@ class VideoTask(Task):
         found = _confusions(model, clips, None)
         figures = [
             Figure(f"{what} accuracy after {_frames(n)}, held out", found[n][i].accuracy, tolerance=2e-3)
+            for n in reversed(PLACES)
             for i, what in enumerate(("digit", "direction"))
-            for n in PLACES
         ]
         lossy = _confusions(model, clips, QUALITY)[max(PLACES)]
         figures += [
@@ -195,8 +195,8 @@ def _card(run: Run, weights: int) -> CardText:
             f"`sklearn.datasets.load_digits`, 8 x 8 pixels, set in motion: {SPEEDS[0]:g} to {SPEEDS[1]:g} pixels a"
             " frame into one of eight directions, around the edges of the frame, from a random place, with random"
             f" light, contrast and noise (up to {NOISE:g} of 255); {LICENCE}. To train on {train}, for development"
-            f" {develop}, held out {held}, {REPEATS} clips each (seed {SEED}). Where a digit stands says nothing of where it goes:"
-            " after one frame the direction can only be guessed."
+            f" {develop}, held out {held}, {REPEATS} clips each (seed {SEED}). Where a digit stands says nothing of"
+            " where it goes: after one frame the direction can only be guessed."
         ),
         training=(
             f"Back-propagation through clips of {settings['frames']} frames, {settings['lanes']} side by side, new ones"

@@ -41,7 +41,7 @@ class VideoProblem(Problem[Batch]):
         *,
         lanes: int = 64,
         frames: int = 8,
-        updates: int = 100,
+        updates: int = 80,
     ) -> None:
         """``lanes``: clips side by side, B; ``frames`` of a clip, T; ``updates`` an epoch."""
         self.train, self.lanes, self.frames, self.updates = train, lanes, frames, updates
@@ -73,8 +73,9 @@ class VideoProblem(Problem[Batch]):
         digit, direction, *_ = self.net.both(frames, *self.net.initial_state(frames.shape[1]))
         extras = {}
         for place in PLACES:
-            extras[f"digit, {place} frames"] = _share(digit[place - 1], digits)
-            extras[f"direction, {place} frames"] = _share(direction[place - 1], directions)
+            plural = "s" * (place > 1)
+            extras[f"digit accuracy after {place} frame{plural}"] = _share(digit[place - 1], digits)
+            extras[f"direction accuracy after {place} frame{plural}"] = _share(direction[place - 1], directions)
         return Score(float(nats(digit, digits) + nats(direction, directions)), extras)
 
 
