@@ -14,8 +14,11 @@ from export.nets.stack import StackShape
 from export.reports.writing import write_numbers, write_picture, write_table
 from export.training.checkpoint import Progress
 from export.training.copying import CopyNet, CopyProblem, CopyShape
-from export.training.loop import fit
+from export.training.loop import clip, fit
 from export.training.schedule import Schedule
+
+DESCENT_RATE = 0.3
+"""Learning rate of plain gradient descent, where it is set beside AdamW."""
 
 
 @dataclass(frozen=True)
@@ -149,22 +152,42 @@ def _accuracy(folder: Path, study: Study) -> None:
 
 
 def _clipping(folder: Path, study: Study) -> None:
-    """Nets whose error grows on its way back, with and without clipping."""
-    length, rows = study.lengths[-1], []
+    """Nets whose error grows on its way back, with and without clipping, by two ways of updating the weights."""
+    length, rows = study.lengths[len(study.lengths) // 2], []
     for activation, growth in (("tanh", 1.5), ("relu", 1.5), ("identity", 1.1)):
         stack = StackShape(0, "elman", layers=1, units=study.units, activation=activation, start="orthogonal")
         candidate = Candidate(f"Elman, {activation}, {growth:g} x orthogonal", stack, growth=growth)
         cells = []
         for clip_norm in (0.0, 1.0):
             clipped = replace(study, schedule=replace(study.schedule, clip_norm=clip_norm))
+            found = [_descended(candidate, length, seed, clipped) for seed in range(study.seeds)]
+            lost = sum(not np.isfinite(loss) for _, loss in found)
+            cells.append(f"{np.mean([right for right, _ in found]):.2f}" + (f" ({lost} diverged)" if lost else ""))
+        for clip_norm in (0.0, 1.0):
+            clipped = replace(study, schedule=replace(study.schedule, clip_norm=clip_norm))
             runs = [_trained(candidate, length, seed, folder, clipped) for seed in range(study.seeds)]
-            cells += [
-                f"{np.mean([1 - r.best_score for r in runs]):.2f}",
-                f"{max(p.gradient_max for r in runs for p in r.curve):.2g}",
-            ]
+            cells.append(f"{np.mean([1 - r.best_score for r in runs]):.2f}")
+        cells.append(f"{max(p.gradient_max for r in runs for p in r.curve):.2g}")
         rows.append([candidate.name, *cells])
-    header = ["net", "accuracy, not clipped", "largest gradient", "accuracy, clipped to norm 1", "largest gradient"]
-    write_table(folder, "clipping", header, rows)
+    ways = [f"{way}, {how}" for way in ("gradient descent", "AdamW") for how in ("not clipped", "clipped to norm 1")]
+    write_table(folder, "clipping", [f"net ({length} steps)", *ways, "largest gradient met"], rows)
+
+
+def _descended(candidate: Candidate, length: int, seed: int, study: Study) -> tuple[float, float]:
+    """Plain gradient descent, as many updates as a whole run has -> accuracy, last loss."""
+    shape = CopyShape(length, items=1, batch=study.batch, updates=study.updates * study.schedule.epochs)
+    problem = CopyProblem(shape, build(candidate, shape, seed))
+    optimiser = torch.optim.SGD(problem.net.parameters(), DESCENT_RATE)
+    last = 0.0
+    for batch in problem.batches(0, seed):
+        loss = problem.loss(batch, None)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss.value)
+        clip(problem.net, study.schedule)
+        optimiser.step()
+        last = loss.shown
+    with torch.no_grad():
+        return 1 - problem.develop().value, last
 
 
 def _trained(candidate: Candidate, length: int, seed: int, folder: Path, study: Study) -> Progress:
