@@ -1,8 +1,8 @@
 """Codec ``video``: frames to steps of pixels.
 
 ``encoded``: a record is one JPEG, PNG or WebP, one step; images of any size, orientation and colours become what the
-model takes. Decoding them is dear, so it happens before their poll and on threads. ``raw``: uint8
-``[H, W, C]`` of the model's own size, in RGB, cut anywhere; an unfinished frame waits in the row.
+model takes. Decoding them is dear, so it happens before their poll and on threads. ``raw``: uint8 ``[H, W, C]`` of the
+model's own size, in RGB, cut anywhere; an unfinished frame waits in the row, and is dropped when its stream ends.
 """
 
 from __future__ import annotations

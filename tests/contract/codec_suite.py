@@ -201,8 +201,8 @@ class CodecSuite:
     @given(data=st.data())
     def test_streams_end_as_each_would_alone(self, data: st.DataObject) -> None:
         """Their last steps come from their own rows, and no other row is touched."""
-        streams = data.draw(st.lists(self.streams(), min_size=1, max_size=3))
-        rows = [self.alone(self.pieces(stream))[-1].row for stream in streams if self.pieces(stream)]
+        streams = data.draw(st.lists(self.streams().flatmap(self.cuttings), min_size=1, max_size=3))
+        rows = [self.alone(records)[-1].row for records in streams if records]
         codec = self.make()
         slots = data.draw(st.permutations(range(SLOTS)))[: len(rows)]
         memory, whole = memory_among_neighbours(codec.memory_bytes, seed=4)
