@@ -185,8 +185,8 @@ def _card(run: Run, weights: int) -> CardText:
         data=(
             f"{described['source']}; licence {described['licence']}. {train:,} messages to train on, {develop:,} for"
             f" development, {held_out:,} held out{begun}. In the conversations, of {max(POSITIONS)} messages and drawn"
-            f" with seed {SEED}, each held-out message stands at every position once. `eddy score --baselines` measures the"
-            " held-out figures again; the baseline learns from the messages for development too."
+            f" with seed {SEED}, each held-out message stands at every position once. `eddy score --baselines` measures"
+            " the held-out figures again; the baseline learns from the messages for development too."
         ),
         training=(
             f"Back-propagation through whole messages, {settings['lanes']} side by side, {progress.epoch} epochs, AdamW"
