@@ -28,11 +28,11 @@ from export.data.prompts import RATE
 from pipeline.errors import ConfigError
 
 _NEEDED = "espeak-ng libespeak-ng1 espeak-ng-data libsonic0 libpcaudio0"
-# libpcaudio0 is linked to PulseAudio although nothing is played here; with these its chain of libraries is closed.
+# libpcaudio0 is linked to PulseAudio although nothing is played here; with these its chain of libraries is closed,
+# as far as apt itself does not need them too.
 _LINKED = (
     "libpulse0 libasound2 libasyncns0 libsndfile1 libflac12 libmp3lame0 libmpg123-0 libogg0 libopus0 libvorbis0a"
-    " libvorbisenc2 libdbus-1-3 libsystemd0 libcap2 libgcrypt20 libgpg-error0 liblz4-1 libzstd1 liblzma5"
-    " libx11-6 libx11-xcb1 libxcb1 libxau6 libxdmcp6 libbsd0 libmd0"
+    " libvorbisenc2 libdbus-1-3 libx11-6 libx11-xcb1 libxcb1 libxau6 libxdmcp6 libbsd0 libmd0"
 )
 PACKAGES = () if shutil.which("espeak-ng") else tuple(f"{_NEEDED} {_LINKED}".split())
 SOURCE = "synthetic voices (espeak-ng)"
