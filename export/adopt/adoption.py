@@ -17,10 +17,10 @@ from export.adopt.edges import Plan, build, contract_of, plan
 from export.adopt.file import DRAWS, Array, File, ops, read_file, require
 from export.adopt.lifting import Lifted, lift
 from export.adopt.names import matches, sounds_like_state
-from export.adopt.pairing import Pairs, Said, find_pairs
+from export.adopt.pairing import Pairs, Said, find_pairs, swaps
 from export.adopt.proof import Proof, prove
 from export.adopt.runs import Bench
-from export.adopt.sequence import Timing, find_timing
+from export.adopt.sequence import Timing, find_timing, keeps_time
 from export.adopt.triton import Config, find_config, read_config
 from export.adopt.verdict import Fails, Refused, Unclear
 from export.measure import HALF_TOLERANCE
@@ -100,8 +100,10 @@ def adopt(source: Path | str, output: Path | str, options: AdoptOptions | None =
     pairs = find_pairs(bench, given.said)
     _no_draws(bench)
     tolerance = options.tolerance if options.tolerance is not None else _tolerance(file, pairs)
+    pairs = _settled(bench, pairs, tolerance or 1e-4)
     timing = find_timing(bench, pairs, tolerance or 1e-4, options.hop, options.time_axis)
-    _ask(guesses, timing)
+    timing = _same_for_all_steps(file, bench, pairs, timing, given, guesses)
+    _ask(guesses, pairs, timing)
     initial = _initial(file, bench, pairs, given)
     streamed = [*bench.shapes, *given.headers]
     for name in given.headers:
@@ -215,8 +217,38 @@ def _tolerance(file: File, pairs: Pairs) -> float | None:
     return HALF_TOLERANCE if "float16" in dtypes else None
 
 
-def _ask(guesses: list[Guess], timing: Timing) -> None:
+def _settled(bench: Bench, pairs: Pairs, tolerance: float) -> Pairs:
+    """States of one shape may be taken for each other: only the right pairs keep whole sequences step by step."""
+    if keeps_time(bench, pairs.states, tolerance):
+        return replace(pairs, question=None)
+    right = [states for states in swaps(bench, pairs) if keeps_time(bench, states, tolerance)]
+    if len(right) != 1:
+        return pairs
+    moved = {n: o for n, o in right[0].items() if pairs.states[n] != o}
+    said = ", ".join(f"{n} comes back as {o}" for n, o in moved.items())
+    notes = [*pairs.notes, f"only so is a whole sequence the same step by step: {said}"]
+    how = {**pairs.how, **dict.fromkeys(moved, "by running it")}
+    return replace(pairs, states=right[0], how=how, notes=notes, question=None)
+
+
+def _same_for_all_steps(
+    file: File, bench: Bench, pairs: Pairs, timing: Timing, given: _Given, guesses: list[Guess]
+) -> Timing:
+    """Inputs without a time axis where others have one: constants, unless the user says that they are steps."""
+    flat = [n for n in bench.shapes if timing.axes and n not in timing.axes and n not in pairs.states]
+    if not flat:
+        return timing
+    if set(flat) <= given.said.steps:
+        note = f"{', '.join(flat)} has no time axis, so a call has one step"
+        return replace(timing, axes={}, outputs={}, notes=(*timing.notes, note))
+    guesses += [guess(file, file.inputs[n]) for n in flat if n not in given.said.steps]
+    return timing
+
+
+def _ask(guesses: list[Guess], pairs: Pairs, timing: Timing) -> None:
     questions = [g.question for g in guesses]
+    if pairs.question is not None:
+        questions.append(pairs.question)
     if timing.question is not None:
         questions.append(timing.question)
     if questions:

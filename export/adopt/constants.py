@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from export.adopt.file import Array, File, Port, compared_with
-from export.adopt.names import sounds_like_constant, sounds_like_state, sounds_like_step
+from export.adopt.names import sounds_like_constant, sounds_like_state, sounds_like_step, words
 from pipeline.errors import ConfigError
 
 USUAL = {"sr": 16000.0, "rate": 16000.0, "hz": 16000.0, "samplerate": 16000.0}
@@ -90,18 +90,22 @@ def guess(file: File, port: Port) -> Guess:
     """A value to try, and the question which it is."""
     compared = [c for c in compared_with(file.model, port.name) if c]
     usual = [v for word, v in USUAL.items() if word in port.name.lower()]
+    if not compared and {"len", "lens", "length", "lengths"} & set(words(port.name)):
+        usual = [1.0]  # of one step
     likely = compared or usual
     value = (likely or [1.0 if port.dtype.startswith("float") else 0.0])[0]
     shape = [d if isinstance(d, int) else 1 for d in port.dims]
     shown = f"{value:g}" if not port.dtype.startswith(("int", "uint")) else str(int(value))
     why = f" (the graph compares it with {' and '.join(f'{c:g}' for c in compared[:4])})" if compared else ""
+    own = port.dims and not likely
+    flag = f"--stream-constant {port.name}" if own else f"--constant {port.name}={shown}"
     return Guess(
         port.name,
         np.full(shape, value).astype(port.dtype),
         (
-            f"{port} is no stream's step: which value has it{why}? A stream's own, from a record header, is"
-            f" --stream-constant {port.name}; for all streams",
-            f"--constant {port.name}={shown}",
+            f"{port} is no step: is it a stream's own, from a record header (--stream-constant {port.name}), or the"
+            f" same for all (--constant {port.name}={shown}){why}?",
+            flag,
         ),
         [np.full(shape, v).astype(port.dtype) for v in likely],
     )

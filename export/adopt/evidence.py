@@ -137,3 +137,42 @@ def _bounded(bench: Bench, name: str, others: list[str], rng: np.random.Generato
         return set()
     most = np.maximum(1.0, np.abs(feed[name].astype(np.float64))) + 1e-2
     return {o for o in others if (np.abs(out[o]) <= most).all() and (out[o] < -0.1).any()}
+
+
+def stretches(bench: Bench, name: str) -> bool:
+    """Whether the input alone may be longer along a free axis, and then some outputs are longer and others are not: it
+    is a step's, and the others are states."""
+    rng = np.random.default_rng(8)
+    before = bench.run(bench.feed(rng))
+    for axis in bench.file.inputs[name].free:
+        shape = list(bench.shapes[name])
+        shape[axis] *= 3
+        try:
+            after = bench.run(bench.feed(rng, {name: bench.draw(name, rng, shape)}))
+        except Fails:
+            continue
+        changed = [before[o].shape != after[o].shape for o in before]
+        if any(changed) and not all(changed):
+            return True
+    return False
+
+
+def is_tail(bench: Bench, name: str, output: str) -> bool:
+    """Whether the output is the end of a longer input, number by number: what a model keeps as context."""
+    for seed in range(2):
+        feed = bench.feed(np.random.default_rng(80 + seed))
+        out = bench.run(feed)[output]
+        others = [
+            feed[m] for m in bench.shapes if m != name and feed[m].dtype == out.dtype and feed[m].size >= out.size
+        ]
+        if not any(shared(given, out) == 1.0 for given in others):
+            return False
+    return True
+
+
+def uses(bench: Bench, name: str) -> bool:
+    """Whether the input changes anything at all."""
+    rng = np.random.default_rng(90)
+    feed = bench.feed(rng)
+    before, after = bench.run(feed), bench.run({**feed, name: bench.draw(name, rng)})
+    return any(not np.array_equal(before[o], after[o]) for o in before)

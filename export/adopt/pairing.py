@@ -6,18 +6,23 @@ shows where a recurrent node begins and ends. A name is believed where nothing o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 
 import numpy as np
 
-from export.adopt.evidence import PROBED, PROBES, Evidence, evidence_of, shared
+from export.adopt.evidence import PROBED, PROBES, Evidence, evidence_of, is_tail, shared, stretches, uses
 from export.adopt.file import Array, Carrier, carriers
 from export.adopt.names import matches, sounds_like_state, sounds_like_step
 from export.adopt.runs import Bench
 from export.adopt.verdict import Refused, Unclear
 
+FOUND = ("by name", "by shape", "by running it")
+SWAPPED = 4
+"""Largest number of states of one shape whose pairing a whole sequence may still correct."""
+CLEAR = 12
+"""How much more the evidence of every other state must be, where the step is what is left over."""
 PERMUTED = 6
 """Largest number of inputs of one shape that are tried in all orders."""
 
@@ -29,6 +34,8 @@ class Pairs:
     states: dict[str, str]
     how: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    question: tuple[str, str] | None = None
+    """States that may be each other's: a whole sequence may yet tell."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def find_pairs(bench: Bench, said: Said) -> Pairs:
         able = [n for n in fits if fits[n]]
         probed = max(3, min(PROBED, PROBES // max(1, len(able))))
         evidence = {(n, o): e for n in able for o, e in evidence_of(bench, graph, n, fits[n], probed).items()}
-        _decide(found, graph, _without_echoes(fits, named, evidence), named, evidence, len(outputs))
+        _decide(bench, found, graph, _without_echoes(fits, named, evidence), named, evidence)
     for n, o in found.states.items():
         if base[o].shape != bench.shapes[n] or base[o].dtype != ports[n].dtype:
             raise Refused(
@@ -99,17 +106,18 @@ def _without_echoes(
 
 
 def _decide(
+    bench: Bench,
     found: Pairs,
     graph: Carrier,
     fits: dict[str, list[str]],
     named: dict[str, str],
     evidence: Mapping[tuple[str, str], Evidence],
-    outputs: int,
 ) -> None:
-    """``fits``: outputs that each input could come back as; ``outputs``: how many the file has."""
+    """``fits``: outputs that each input could come back as."""
     sure = {n for n, others in fits.items() if not others}
     """Inputs that cannot be states: no output is like them."""
     likely: set[str] = set()
+    tails = {n for n, others in fits.items() if any(is_tail(bench, n, o) for o in others)}
     for n, others in fits.items():
         if not others:
             continue
@@ -119,29 +127,32 @@ def _decide(
             sure.add(n)
         elif held or graph.begins.get(n) or (sounds_like_state(n) and (follows or named.get(n) in others)):
             likely.add(n)
-        elif not follows:
+        elif not follows and not (n in tails and uses(bench, n)):
             sure.add(n)
+        elif not follows:
+            likely.add(n)
     hidden = [n for n in fits if n not in sure and n not in likely and any(evidence[n, o].bounded for o in fits[n])]
     if len(hidden) <= len({o for n in hidden for o in fits[n] if evidence[n, o].bounded}):
         likely.update(hidden)  # each can have a hidden state of its own
+    sure.update(n for n in fits if n not in sure and n not in likely and stretches(bench, n))
     unsure = [n for n in fits if n not in sure and n not in likely]
     steps_there = bool(sure)
     if len(unsure) == 1 and not steps_there:
         sure.add(unsure.pop())
-    elif unsure and steps_there and not likely and not found.states and len(unsure) < outputs:
+    elif unsure and steps_there and not likely and not found.states and len(unsure) < len(bench.file.outputs):
         # No run says that it is none, nothing else could be one, and the model shows something beside.
         likely.update(unsure)
         unsure = []
     elif unsure:
-        _ask(unsure, fits, "may be a state or a step", evidence, step=not steps_there)
+        raise Unclear([_question(unsure, fits, "may be a state or a step", evidence, step=not steps_there)])
     if not sure and likely:
-        least = sorted(likely, key=lambda n: (_strength(evidence, fits, n), list(fits).index(n)))
-        if (
-            len(least) == 1
-            or sounds_like_state(least[0])
-            or _strength(evidence, fits, least[1]) < 4 + _strength(evidence, fits, least[0])
-        ):
-            _ask(least, fits, "could each be the state, and one input must be the step", evidence, step=True)
+        order = list(fits)
+        least = sorted(likely, key=lambda n: (_strength(evidence, fits, n), order.index(n)))
+        clear = len(least) > 1 and not sounds_like_state(least[0])
+        if not clear or _strength(evidence, fits, least[1]) < CLEAR + _strength(evidence, fits, least[0]):
+            least.sort(key=lambda n: (sounds_like_state(n), order.index(n)))
+            why = "could each be the state, and one input must be the step"
+            raise Unclear([_question(least, fits, why, evidence, step=True)])
         likely.discard(least[0])
     _match(found, {n: fits[n] for n in fits if n in likely}, named, evidence)
 
@@ -157,18 +168,14 @@ def _match(
     evidence: Mapping[tuple[str, str], Evidence],
 ) -> None:
     """Each likely state with one output; those of one dtype and shape compete for each other's."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for n, others in fits.items():
-        groups.setdefault(tuple(others), []).append(n)
-    for outputs, inputs in groups.items():
-        scores = {(n, o): evidence[n, o].score for n in inputs for o in outputs}
-        by_name = {n: named[n] for n in inputs if named.get(n) in outputs}
+    for inputs, outputs in _competing(fits):
+        scores = {(n, o): evidence[n, o].score if o in fits[n] else -100.0 for n in inputs for o in outputs}
+        by_name = {n: named[n] for n in inputs if named.get(n) in fits[n]}
         best = _best(inputs, outputs, scores)
-        if not outputs:
-            continue  # what nothing gives back is refused later
         if len(by_name) == len(inputs):
             told = sum(scores[n, o] for n, o in by_name.items())
-            if best is None or best == by_name or sum(scores[n, o] for n, o in best.items()) - told < 4:
+            swapped = best is not None and set(best.values()) == set(by_name.values())
+            if not swapped or best is None or sum(scores[n, o] for n, o in best.items()) - told < 4:
                 found.states |= by_name
                 found.how |= dict.fromkeys(by_name, "by name")
                 continue
@@ -181,16 +188,47 @@ def _match(
             left_out = [o for o in outputs if o not in rest.values()]
             best = _best(left_in, left_out, scores)
             if best is None and len(left_in) > len(left_out):
-                best = _best(left_out, left_in, {(o, n): s for (n, o), s in scores.items()})
-                best = {n: o for o, n in best.items()} if best is not None else None
+                turned = _best(left_out, left_in, {(o, n): s for (n, o), s in scores.items()})
+                best = {n: o for o, n in turned.items()} if turned is not None else {}
             if best is None:
-                _ask(left_in, dict.fromkeys(left_in, left_out), "have one shape, and no run tells them apart", evidence)
+                best = dict(zip(left_in, left_out))
+                able = dict.fromkeys(left_in, left_out)
+                found.question = _question(left_in, able, "have one shape, and no run tells them apart", evidence)
             found.how |= dict.fromkeys(rest, "by name")
-            best = rest | best  # type: ignore[operator]  # _ask always raises
+            best = rest | best
         found.states |= best
         only = len(inputs) == len(outputs) == 1
         for n in best:
             found.how.setdefault(n, "by shape" if only and not evidence[n, best[n]].strong else "by running it")
+
+
+def _competing(fits: Mapping[str, list[str]]) -> list[tuple[list[str], list[str]]]:
+    """Inputs that could come back as the same outputs, together with those."""
+    groups: list[tuple[list[str], list[str]]] = []
+    for n, others in fits.items():
+        if not others:
+            continue  # what nothing gives back is refused later
+        group = next((g for g in groups if set(g[1]) & set(others)), None)
+        if group is None:
+            groups.append(([n], list(others)))
+        else:
+            group[0].append(n)
+            group[1].extend(o for o in others if o not in group[1])
+    return groups
+
+
+def swaps(bench: Bench, pairs: Pairs) -> Iterator[dict[str, str]]:
+    """Other pairings of states of one dtype and shape, where runs or names chose them."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for n in pairs.states:
+        if pairs.how.get(n) in FOUND:
+            groups.setdefault((bench.file.inputs[n].dtype, bench.shapes[n]), []).append(n)
+    for names in groups.values():
+        if 1 < len(names) <= SWAPPED:
+            outputs = [pairs.states[n] for n in names]
+            for chosen in permutations(outputs):
+                if list(chosen) != outputs:
+                    yield {**pairs.states, **dict(zip(names, chosen))}
 
 
 def _best(
@@ -199,6 +237,8 @@ def _best(
     """The pairing with the highest sum of scores, where it is alone in that. None where it is not, or too many."""
     if len(inputs) > len(outputs):
         return None
+    if len(inputs) == len(outputs) == 1:
+        return {inputs[0]: outputs[0]}
     mutual: dict[str, str] = {}
     for n in inputs:
         ranked = sorted(outputs, key=lambda o, n=n: -scores[n, o])  # type: ignore[misc]
@@ -217,25 +257,26 @@ def _best(
     return dict(zip(inputs, sums[0][1]))
 
 
-def _ask(
+def _question(
     names: Sequence[str],
     fits: Mapping[str, list[str]],
     why: str,
     evidence: Mapping[tuple[str, str], Evidence],
     step: bool = False,
-) -> None:
-    """Asks, and proposes a whole answer: the likeliest. ``step``: the first of them must be the step."""
+) -> tuple[str, str]:
+    """Proposes a whole answer, the likeliest. ``step``: the first of them must be the step."""
     free = list(dict.fromkeys(o for n in names for o in fits[n]))
     flags = []
     for i, n in enumerate(names):
-        able = sorted((o for o in fits[n] if o in free), key=lambda o, n=n: -evidence[n, o].score)  # type: ignore[misc]
+        able = [o for o in fits[n] if o in free]
         if able and not (step and i == 0):
-            free.remove(able[0])
-            flags.append(f"--state {n}={able[0]}")
+            best = max(able, key=lambda o, n=n: evidence[n, o].score)  # type: ignore[misc]
+            free.remove(best)
+            flags.append(f"--state {n}={best}")
         else:
             flags.append(f"--step {n}")
     of = ", ".join(f"{n} ({' or '.join(fits[n])})" for n in names)
-    raise Unclear([(f"{of} {why} (--state INPUT=OUTPUT, --step INPUT)", " ".join(flags))])
+    return f"{of} {why} (--state INPUT=OUTPUT, --step INPUT)", " ".join(flags)
 
 
 # ---- what is refused

@@ -17,7 +17,8 @@ from export.adopt.edges import Plan
 from export.adopt.file import Array
 from export.adopt.runs import Bench, Session
 from export.adopt.verdict import Fails
-from pipeline.contract import Contract
+from export.measure import measure
+from pipeline.contract import Contract, State
 from pipeline.engine import Engine
 from pipeline.engine.graph import FIRST
 from pipeline.errors import EddyError
@@ -28,8 +29,8 @@ LENGTHS = (3, 17, 8, 12)
 """Steps of each stream: they are never at the same place."""
 LOUDNESS = (1.0, 4.0, 0.25, 1.0)
 """Of each stream's floats: a scale that is shared shows."""
-AFTER = 12
-"""Steps after which a forgotten state is looked for."""
+AFTER, ROUNDS = 12, 4
+"""Steps after which a forgotten state is looked for, and how often: a step may well reset it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,32 +213,37 @@ def _matters(bench: Bench, contract: Contract, streams: _Streams) -> tuple[tuple
     rng = np.random.default_rng(60)
     fresh = first_states(bench, contract)
     own = streams.constants[0]
-    states = dict(fresh)
-    for _ in range(AFTER):
-        out = session.run(bench.feed(rng, {**states, **own}))
+    sizes = dict.fromkeys((s.input for s in contract.states), 0.0)
+    for _ in range(ROUNDS):
+        states = dict(fresh)
+        for _ in range(AFTER):
+            out = session.run(bench.feed(rng, {**states, **own}))
+            states = {s.input: out[s.output] for s in contract.states}
+        ahead = [bench.feed(rng, {**states, **own}) for _ in range(4)]
+        kept = _onward(session, contract, ahead, states)
+        for s in contract.states:
+            without = _onward(session, contract, ahead, {**states, s.input: fresh[s.input]})
+            sizes[s.input] = max(sizes[s.input], _gap(bench, contract, s, kept, without))
+    return tuple(sizes.items())
+
+
+def _onward(
+    session: Session, contract: Contract, ahead: list[dict[str, Array]], states: dict[str, Array]
+) -> list[dict[str, Array]]:
+    found = []
+    for feed in ahead:
+        out = session.run({**feed, **states})
         states = {s.input: out[s.output] for s in contract.states}
-    ahead = [bench.feed(rng, {**states, **own}) for _ in range(4)]
+        found.append(out)
+    return found
 
-    def onward(begin: dict[str, Array]) -> list[dict[str, Array]]:
-        found = []
-        for feed in ahead:
-            out = session.run({**feed, **begin})
-            begin = {s.input: out[s.output] for s in contract.states}
-            found.append(out)
-        return found
 
-    kept = onward(states)
-    sizes = []
-    for s in contract.states:
-        without = onward({**states, s.input: fresh[s.input]})
-        gap = 0.0
-        for a, b in zip(kept, without):
-            for name in a:
-                if name != s.output and not np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f"):
-                    x, y = a[name].astype(np.float64), b[name].astype(np.float64)
-                    with np.errstate(invalid="ignore"):
-                        gap = max(gap, float(np.nan_to_num(np.abs(x - y), nan=np.inf).max()))
-        if gap == 0.0 and not [o for o in bench.file.outputs if o not in {t.output for t in contract.states}]:
-            gap = float(max(np.abs(a[s.output].astype(np.float64) - b[s.output]).max() for a, b in zip(kept, without)))
-        sizes.append((s.input, gap))
-    return tuple(sizes)
+def _gap(
+    bench: Bench, contract: Contract, state: State, kept: list[dict[str, Array]], without: list[dict[str, Array]]
+) -> float:
+    """Largest difference in what is not the state itself; where the model shows nothing else, in it."""
+    others = [o for o in bench.file.outputs if o != state.output]
+    shows = [o for o in others if o not in {s.output for s in contract.states}]
+    names = others if shows else list(bench.file.outputs)
+    pairs = [(a[o], b[o]) for a, b in zip(kept, without) for o in names]
+    return max((measure(a, b, 1.0)[0] for a, b in pairs), default=0.0)

@@ -199,6 +199,20 @@ def find_timing(bench: Bench, pairs: Pairs, tolerance: float, hop: int | None, w
     return _one_step(bench, pairs, hop)
 
 
+def keeps_time(bench: Bench, states: Mapping[str, str], tolerance: float) -> bool:
+    """Whether some axis is the time's with these pairs and the base's step."""
+    outputs = [o for o in bench.file.outputs if o not in states.values()]
+    trial = Trial(bench, states, outputs, tolerance)
+    for axes in _choices(bench, Pairs(dict(states), {}), "auto"):
+        try:
+            found = trial.compare(axes, {n: bench.shapes[n][a] for n, a in axes.items()})
+        except (Fails, Differs):
+            continue
+        if found and None not in found.values():
+            return True
+    return False
+
+
 def _adopt_size(bench: Bench, axes: Mapping[str, int], hops: Mapping[str, int]) -> None:
     for n, axis in axes.items():
         shape = list(bench.shapes[n])
@@ -227,7 +241,14 @@ def _differing(bench: Bench, trial: Trial, axes: dict[str, int], hop: int | None
         else:
             note = f"{scales[0]} takes its scale over all that one call holds, so a call has one step"
             return Timing(hop=size, axis=axes[first], notes=(note,))
-    if not any(trial.reads(axes, sizes, k) for k in range(1, MANY)):
+    read = [k for k in range(MANY) if trial.reads(axes, sizes, k)]
+    if 0 in read and 0 < len(read) - 1 < MANY - 1:
+        raise Refused(
+            f"of {MANY} steps along axis {axes[first]} of {first} the graph reads only number"
+            f" {', '.join(str(k + 1) for k in read)}: it was traced over another length, or has a layer that runs"
+            " backwards over time; export it step by step"
+        )
+    if read == [0]:
         note = f"whatever is declared, the graph reads only the first {size} along axis {axes[first]} of {first}"
         return Timing(hop=size, axis=axes[first], notes=(note,))
     if hop is None and trial.looks_ahead(axes, sizes):

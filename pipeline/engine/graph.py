@@ -12,7 +12,7 @@ One arena per dtype. Slot 0 is scratch, slot 1 holds the initial row, streams be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -87,6 +87,9 @@ def wrap(model: onnx.ModelProto, contract: Contract, reads: Sequence[str]) -> on
             nodes, name = _into_row(state, constant)
             after += nodes
             flat.append(name)
+        if not _carries(graph, group):
+            flat.append(f"eddy.nothing.{dtype}")
+            after.append(_nothing(rows, flat[-1], constant))
         update = flat[0] if len(flat) == 1 else f"eddy.update.{dtype}"
         if len(flat) > 1:
             after.append(helper.make_node("Concat", flat, [update], axis=1))
@@ -97,6 +100,33 @@ def wrap(model: onnx.ModelProto, contract: Contract, reads: Sequence[str]) -> on
         del getattr(graph, field)[:]
         getattr(graph, field).extend(values)
     return model
+
+
+def _carries(graph: onnx.GraphProto, group: Sequence[State]) -> bool:
+    """Whether any of these states' outputs comes from any of their inputs: then the arena is read before it is written.
+
+    A model whose state is the end of its last step says nothing of the order, and both names are the same memory.
+    """
+    reached = {s.input for s in group}
+    for node in graph.node:
+        if not reached.isdisjoint(_taken(node)):
+            reached.update(node.output)
+    return any(s.output in reached for s in group)
+
+
+def _taken(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, what its branches take from outside included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _taken(inner)
+        yield from (o.name for o in attribute.g.output)
+
+
+def _nothing(rows: str, name: str, constant: ConstantMaker) -> onnx.NodeProto:
+    """``[B, 0]`` of the rows that were read: what is written with it is written after them."""
+    ends = [constant(f"{name}.{part}", np.array([at])) for part, at in (("start", 0), ("end", 0), ("axis", 1))]
+    return helper.make_node("Slice", [rows, *ends], [name])
 
 
 def _split(

@@ -300,3 +300,34 @@ def test_a_contract_that_cannot_be_read_says_where(text, message):
 def test_a_contract_comes_back_as_it_was_written(tmp_path):
     contract = read_contract(load_graph(lstm_tensor(tmp_path / "1")), "m")
     assert Contract.from_json(contract.to_json()) == contract
+
+
+@pytest.mark.parametrize("states", [1, 2])
+async def test_a_row_is_read_before_it_is_written_where_no_state_comes_from_what_it_was(states):
+    """y is x less the step before; the new state is x itself, so the graph alone would let it be written first."""
+    names = [f"s{i}" for i in range(states)]
+    nodes = [helper.make_node("Identity", ["x"], [f"{n}_next"]) for n in names]
+    nodes += [helper.make_node("Sub", ["x", names[-1]], ["y"])]
+    given, made = (
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", 1]) for n in values]
+        for values in (("x", *names), ("y", *(f"{n}_next" for n in names)))
+    )
+    model = helper.make_model(
+        helper.make_graph(nodes, "delay", given, made), opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    )
+    contract = Contract(
+        "delay",
+        "1",
+        (StepInput("x", "float32", (1,)),),
+        tuple(State(n, f"{n}_next", "float32", (1, 1), 0) for n in names),
+        (Output("y", "float32", (1,)),),
+        CodecSpec("tensor"),
+        HeadSpec("tensor"),
+        0,
+        None,
+    )
+    engine = Engine(model, contract, ("y",), slots=8)
+    x = np.arange(1, 7, dtype=np.float32)[:, None]
+    run = await run_poll(engine, np.full(6, FIRST), (x,), np.ones(8 + FIRST, np.bool_), limits=Limits(time=1))
+    assert run.error is None
+    assert run.outputs[0][:, 0].tolist() == [1, 1, 1, 1, 1, 1]

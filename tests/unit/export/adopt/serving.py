@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from export.adopt import AdoptOptions, adopt
+from export.adopt.report import as_json
 from pipeline.transport.memory import Entry, MemoryBroker
 from tests.unit.test_worker import counted, made, new_broker, partition_of, running, until
 
@@ -79,3 +81,29 @@ def mixed(streams: Mapping[bytes, Sequence[Array]], sizes: Sequence[int] = (1, 3
 
 def floats(rng: np.random.Generator, *shape: int) -> Array:
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def found(file: Path, tmp_path: Path, **options: object) -> dict:
+    return as_json(adopt(file, tmp_path / "out" / "1", AdoptOptions(**options)))  # type: ignore[arg-type]
+
+
+async def check(
+    file: Path, tmp_path: Path, give, states, output: str, streams, dtype: str = "<f4", hand=None, **options
+):
+    """A worker over the adopted model gives what the file gives by hand, for streams at different places."""
+    adopted = adopt(file, tmp_path / "out" / "1", AdoptOptions(**options))
+    got, dead, _ = await served(adopted.file, mixed(streams))
+    assert not dead
+    for key, steps in streams.items():
+        wanted = np.concatenate(
+            [w.reshape(-1) for w in by_hand(file, [give(s) for s in steps], states, output, hand)]
+        ).astype(np.float64)
+        values = np.frombuffer(got[key], dtype).astype(np.float64)
+        assert values.shape == wanted.shape
+        assert np.abs(values - wanted).max() <= (5e-3 if dtype == "<f2" else 1e-4)
+    return as_json(adopted)
+
+
+def steps(count: int, *shape: int, streams: int = 4, scale: float = 1.0, dtype: str = "float32") -> dict[bytes, list]:
+    rng = np.random.default_rng(count)
+    return {b"s%d" % k: [(floats(rng, *shape) * scale).astype(dtype) for _ in range(count + k)] for k in range(streams)}

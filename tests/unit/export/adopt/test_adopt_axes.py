@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
-from export.adopt import AdoptOptions, Unclear, adopt
+from export.adopt import adopt
 from export.adopt.report import as_json, table
 from tests.unit.export.adopt.graphs import Maker, elman, lstm
-from tests.unit.export.adopt.serving import by_hand, floats, mixed, served
-
-
-def found(file: Path, tmp_path: Path, **options: object) -> dict:
-    return as_json(adopt(file, tmp_path / "out" / "1", AdoptOptions(**options)))  # type: ignore[arg-type]
-
-
-async def check(
-    file: Path, tmp_path: Path, give, states, output: str, streams, dtype: str = "<f4", hand=None, **options
-):
-    """A worker over the adopted model gives what the file gives by hand, for streams at different places."""
-    adopted = adopt(file, tmp_path / "out" / "1", AdoptOptions(**options))
-    got, dead, _ = await served(adopted.file, mixed(streams))
-    assert not dead
-    for key, steps in streams.items():
-        wanted = np.concatenate(
-            [w.reshape(-1) for w in by_hand(file, [give(s) for s in steps], states, output, hand)]
-        ).astype(np.float64)
-        values = np.frombuffer(got[key], dtype).astype(np.float64)
-        assert values.shape == wanted.shape
-        assert np.abs(values - wanted).max() <= (5e-3 if dtype == "<f2" else 1e-4)
-    return as_json(adopted)
-
-
-def steps(count: int, *shape: int, streams: int = 4, scale: float = 1.0, dtype: str = "float32") -> dict[bytes, list]:
-    rng = np.random.default_rng(count)
-    return {b"s%d" % k: [(floats(rng, *shape) * scale).astype(dtype) for _ in range(count + k)] for k in range(streams)}
+from tests.unit.export.adopt.serving import by_hand, check, floats, found, served, steps
 
 
 @pytest.mark.parametrize("opset", [11, 13, 17])
@@ -336,37 +309,6 @@ async def test_a_cell_that_shows_its_state_only(tmp_path):
     await check(m.save(tmp_path), tmp_path, lambda s: {"x": s[None]}, states, "hy", steps(6, 6))
 
 
-# ---- beginnings
-
-
-def _beginning(ir_version: int, tmp_path: Path) -> tuple[Path, np.ndarray]:
-    m = Maker()
-    first = np.arange(5, dtype=np.float32)[None] + 1
-    m.give("x", ["b", 6])
-    m.give("h", ["b", 5])
-    m.weights.append(numpy_helper.from_array(first, "h"))
-    m.op("Add", m.op("Mul", "h", m.value(0.5)), m.op("Tanh", m.linear("x", 6, 5)), out="hn")
-    m.op("Identity", m.linear("hn", 5, 3), out="y")
-    m.show("y", ["b", 3])
-    m.show("hn", ["b", 5])
-    return m.save(tmp_path, ir_version=ir_version), first
-
-
-@pytest.mark.parametrize("ir_version", [4, 8])
-async def test_a_states_default_in_the_file_is_how_a_stream_begins(tmp_path, ir_version):
-    file, first = _beginning(ir_version, tmp_path)
-    result = await check(file, tmp_path, lambda s: {"x": s[None]}, {"h": ("hn", first)}, "y", steps(5, 6))
-    assert (result["states"][0]["initial"], result["batching"]) == ("given", "batched")
-
-
-async def test_a_beginning_may_be_given(tmp_path):
-    first = np.linspace(-1, 1, 10, dtype=np.float32)[None]
-    np.save(tmp_path / "first.npy", first)
-    states = {"h": ("hn", first)}
-    options = {"initial": [f"h=@{tmp_path / 'first.npy'}"]}
-    await check(elman(tmp_path), tmp_path, lambda s: {"x": s[None]}, states, "y", steps(5, 6), **options)
-
-
 # ---- batches that must not be, and that were not meant
 
 
@@ -420,94 +362,6 @@ async def test_a_batch_of_one_that_cannot_be_lifted_is_served_one_stream_at_a_ti
 
 def test_single_may_be_asked_for(tmp_path):
     assert found(elman(tmp_path), tmp_path, single=True)["batching"] == "single"
-
-
-# ---- constants
-
-
-def _speaker(tmp_path: Path) -> Path:
-    m = Maker()
-    m.give("x", ["b", "t", 6])
-    m.give("speaker", ["b"], "int64")
-    m.give("h", ["b", 6])
-    voice = m.op("Unsqueeze", m.op("Gather", m.random(9, 6), "speaker"), m.value([1]))
-    total = m.op("CumSum", m.op("Add", "x", voice), m.value(1))
-    m.op("Add", total, m.op("Unsqueeze", m.op("Mul", "h", m.value(1.0)), m.value([1])), out="y")
-    m.op("Gather", "y", m.value(np.array(-1)), axis=1, out="hn")
-    m.show("y", ["b", "t", 6])
-    m.show("hn", ["b", 6])
-    return m.save(tmp_path)
-
-
-def test_a_constants_value_is_asked_for(tmp_path):
-    with pytest.raises(Unclear, match=r"--stream-constant speaker") as asked:
-        adopt(_speaker(tmp_path), tmp_path / "out" / "1")
-    assert asked.value.flags == ["--constant speaker=0"]
-
-
-async def test_a_constant_for_all_streams(tmp_path):
-    states = {"h": ("hn", np.zeros((1, 6), np.float32))}
-    voice = {"speaker": np.array([3])}
-    given = steps(5, 6)
-    result = await check(
-        _speaker(tmp_path),
-        tmp_path,
-        lambda s: {"x": s[None, None]},
-        states,
-        "y",
-        given,
-        hand=voice,
-        constants=["speaker=3"],
-    )
-    assert [(c["value"], c["header"]) for c in result["constants"]] == [([3], None)]
-
-
-async def test_streams_with_constants_of_their_own_share_a_call_and_a_takeover_knows_them(tmp_path):
-    file = _speaker(tmp_path)
-    adopted = adopt(file, tmp_path / "out" / "1", AdoptOptions(stream_constants=["speaker"]))
-    assert as_json(adopted)["batching"] == "batched"
-    rng = np.random.default_rng(9)
-    given = {b"s%d" % k: [floats(rng, 6) for _ in range(6)] for k in range(5)}
-    voices = {key: k for k, key in enumerate(given)}
-
-    def records(part: slice, named: bool) -> list:
-        return [
-            (key, b"".join(s.tobytes() for s in steps[part]), [("eddy-speaker", b"%d" % voices[key])] if named else [])
-            for key, steps in given.items()
-        ]
-
-    _, _, broker = await served(adopted.file, records(slice(0, 3), True))
-    # Another worker takes over: the constants are in the streams' snapshots, no header names them again.
-    got, dead, broker = await served(adopted.file, records(slice(3, 6), False), broker)
-    assert not dead
-    for key, steps in given.items():
-        states = {"h": ("hn", np.zeros((1, 6), np.float32))}
-        own = {"speaker": np.array([voices[key]])}
-        wanted = by_hand(file, [{"x": s[None, None]} for s in steps], states, "y", own)
-        assert np.abs(np.frombuffer(got[key], "<f4") - np.concatenate(wanted).reshape(-1)).max() <= 1e-4
-    step = given[b"s0"][0].tobytes()
-    wrong = [
-        (b"s1", step, [("eddy-speaker", b"7")]),  # another than it has
-        (b"s2", step, [("eddy-speaker", b"two")]),
-        (b"new", step, []),
-        (b"s3", step, [("eddy-speaker", b"3")]),  # the same again: fine
-    ]
-    _, dead, _ = await served(adopted.file, wrong, broker)
-    assert {e.key for e in dead} == {b"s1", b"s2", b"new"}
-    assert {dict(e.headers)["eddy-error"] for e in dead} == {b"constant"}
-
-
-async def test_a_streams_constant_may_have_a_default(tmp_path):
-    adopted = adopt(
-        _speaker(tmp_path),
-        tmp_path / "out" / "1",
-        AdoptOptions(stream_constants=["speaker=voice"], constants=["speaker=2"]),
-    )
-    step = np.zeros(6, np.float32)
-    got, _, _ = await served(adopted.file, [(b"a", step.tobytes(), []), (b"b", step.tobytes(), [("voice", b"4")])])
-    table_of = numpy_helper.to_array(next(i for i in adopted.plan.lifted.model.graph.initializer if i.dims == [9, 6]))
-    assert np.allclose(np.frombuffer(got[b"a"], "<f4"), table_of[2], atol=1e-6)
-    assert np.allclose(np.frombuffer(got[b"b"], "<f4"), table_of[4], atol=1e-6)
 
 
 # ---- what it tells
