@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 
@@ -33,3 +37,38 @@ def need(command: str, *packages: str, extra: str = "export") -> None:
     missing = [p for p in packages if find_spec(p) is None]
     if missing:
         raise ConfigError(f"eddy {command} needs {' and '.join(missing)}: pip install 'eddy-streams[{extra}]'")
+
+
+def words_of(text: str) -> list[str]:
+    """``a, b`` -> a and b."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def labels_of(text: str) -> Iterable[str]:
+    """``a,b``, or ``@FILE`` with one a line. Raises ConfigError."""
+    return _read(text[1:], "--labels").splitlines() if text.startswith("@") else words_of(text)
+
+
+def settings_of(pairs: list[str], flag: str) -> dict[str, Any]:
+    """``KEY=VALUE``: JSON where it can be read as such, else text; ``@FILE`` holds JSON. Raises ConfigError."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{flag} {pair!r}: expected KEY=VALUE")
+        from_file = value.startswith("@")
+        text = _read(value[1:], flag) if from_file else value
+        try:
+            settings[key] = json.loads(text)
+        except ValueError as error:
+            if from_file:
+                raise ConfigError(f"{flag} {pair!r}: the file is not JSON ({error})") from None
+            settings[key] = text
+    return settings
+
+
+def _read(path: str, flag: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{flag} @{path}: cannot be read ({error.strerror})") from None

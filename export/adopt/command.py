@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
+from export.arguments import Commands, labels_of, settings_of
 from pipeline.errors import UserError
 
-Commands = argparse._SubParsersAction
 EXAMPLES = """examples:
   eddy adopt vad.onnx --output models/vad/1
   eddy adopt vad.onnx --output models/vad/1 --constant sr=16000 --hop 512
@@ -59,6 +59,12 @@ def add_adopt_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--time-axis", default="auto", choices=("auto", "none", "0", "1", "2", "3"), help="of the step inputs [found]")
     add("--single", action="store_true", help="serve one stream at a time, whatever a batch could do")
     add("--tolerance", type=float, metavar="X", help="largest relative difference [1e-4; 5e-3 with float16]")
+    add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
+    add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
+    add("--head", default="tensor", help="tensor, classify, generate or transcribe [tensor]")
+    add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
+    add("--head-output", metavar="NAME", help="output that feeds the head [all, or the only one]")
+    add("--labels", default="", metavar="A,B", help="classes of the head classify; @FILE has one a line")
     add("--json", action="store_true", help="the result, or the refusal, as one JSON object")
     parser.set_defaults(handler=_adopt)
 
@@ -66,6 +72,7 @@ def add_adopt_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 def _adopt(args: argparse.Namespace) -> int:
     from export.adopt import AdoptOptions, Refused, Unclear, adopt
     from export.adopt.report import as_json, table
+    from pipeline.contract import CodecSpec, HeadSpec
 
     options = AdoptOptions(
         states=args.state,
@@ -78,6 +85,13 @@ def _adopt(args: argparse.Namespace) -> int:
         time_axis=args.time_axis,
         single=args.single,
         tolerance=args.tolerance,
+        codec=CodecSpec(args.codec, settings=settings_of(args.codec_setting, "--codec-setting")),
+        head=HeadSpec(
+            args.head,
+            output=args.head_output,
+            labels=tuple(labels_of(args.labels)),
+            settings=settings_of(args.head_setting, "--head-setting"),
+        ),
     )
     try:
         adopted = adopt(args.file, args.output, options)

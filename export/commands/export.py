@@ -6,11 +6,10 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from export.arguments import PRECISIONS, Commands, need
+from export.arguments import PRECISIONS, Commands, labels_of, need, settings_of, words_of
 from export.tasks import TASKS
 from pipeline.errors import ConfigError, ModelError
 
@@ -115,7 +114,7 @@ def _export_run(args: argparse.Namespace, command: str) -> Exported:
         if getattr(args, name) not in ("", "auto", "tensor", [], None):
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is for a module of your own: name PACKAGE.MODULE:NAME, or leave it out")
-    settings = _settings(args.head_setting, "--head-setting")
+    settings = settings_of(args.head_setting, "--head-setting")
     options = ExportOptions(tolerance=args.tolerance, max_megabytes=args.max_megabytes, precision=args.precision)
     run = read_run(args.checkpoint)
     if run.task not in TASKS:
@@ -135,20 +134,20 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
         raise ConfigError(
             "a step's dtype and shape cannot be seen from outside: give --steps, as in --steps float32[64]"
         )
-    given = _settings(args.codec_setting, "--codec-setting")
+    given = settings_of(args.codec_setting, "--codec-setting")
     text = Tokenized(CodecSpec(args.codec, settings=given))
     if args.tokenizer is not None:
         if args.codec != "text":
             raise ConfigError(f"--tokenizer {args.tokenizer} is for the codec text: give --codec text")
         text = tokens_codec(args.tokenizer, head=args.head, settings=given)
     beside = dict(text.beside)
-    said = _settings(args.head_setting, "--head-setting")
+    said = settings_of(args.head_setting, "--head-setting")
     if args.language_model is not None:
         if args.head != "transcribe":
             raise ConfigError(f"--language-model {args.language_model} is for the head transcribe: give that as --head")
         beside[LANGUAGE_MODEL] = args.language_model
         said["language_model"] = entry(LANGUAGE_MODEL, _content(args.language_model, "--language-model"))
-    head = HeadSpec(args.head, output=args.head_output, labels=tuple(_labels(args.labels)), settings=said)
+    head = HeadSpec(args.head, output=args.head_output, labels=tuple(labels_of(args.labels)), settings=said)
     module = load_module(args.module)
     if args.checkpoint is not None:
         load_weights(module, args.checkpoint)
@@ -159,8 +158,8 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
         codec=text.codec,
         head=head,
         options=ExportOptions(
-            state_names=_words(args.state_names),
-            output_names=_words(args.output_names),
+            state_names=words_of(args.state_names),
+            output_names=words_of(args.output_names),
             step_limit=args.step_limit,
             time_axis=args.time_axis,
             tolerance=args.tolerance,
@@ -195,41 +194,8 @@ def _report(exported: Exported, as_json: bool) -> None:
     print(f"next: eddy run --model {exported.file.parent} --input TOPIC --output TOPIC")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _labels(text: str) -> Iterable[str]:
-    return _read(text[1:], "--labels").splitlines() if text.startswith("@") else _words(text)
-
-
-def _settings(pairs: list[str], flag: str) -> dict[str, Any]:
-    """``KEY=VALUE``: a value is JSON where it can be read as such, else text; ``@FILE`` holds JSON."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{flag} {pair!r}: expected KEY=VALUE")
-        from_file = value.startswith("@")
-        text = _read(value[1:], flag) if from_file else value
-        try:
-            settings[key] = json.loads(text)
-        except ValueError as error:
-            if from_file:
-                raise ConfigError(f"{flag} {pair!r}: the file is not JSON ({error})") from None
-            settings[key] = text
-    return settings
-
-
 def _content(path: Path, flag: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be read ({error.strerror})") from None
-
-
-def _read(path: str, flag: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{flag} @{path}: cannot be read ({error.strerror})") from None
