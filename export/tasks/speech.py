@@ -15,7 +15,6 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from export.card import CardText
     from export.data.prompts import Prompt
-    from export.exporter import Exported, ExportOptions
     from export.tasks.hearing import Listener
     from export.training.checkpoint import Run
     from export.training.speech import Sounds, SpeechProblem
@@ -69,8 +68,11 @@ class SpeechTask(Task):
 
         data, net = run.settings["data"], net_of(run)
         settings: dict[str, Any] = {"step_s": STEP_S}
+        beside = {}
         if data == PROMPTS:
-            settings |= {**BEAM, "language_model": entry(LANGUAGE_MODEL, language_model())}
+            beside[LANGUAGE_MODEL] = file = run.file.parent / LANGUAGE_MODEL
+            file.write_bytes(language_model())
+            settings |= {**BEAM, "language_model": entry(LANGUAGE_MODEL, file.read_bytes())}
         return Served(
             net=net,
             steps=StepInput("pcm", "float32", (STEP,)),
@@ -78,21 +80,8 @@ class SpeechTask(Task):
             head=HeadSpec("transcribe", output="logits", labels=("", *CHARACTERS), settings=settings),
             card=_card(run, sum(p.numel() for name, p in net.named_parameters() if not name.startswith("sounds."))),
             about={"data": data},
+            beside=beside,
         )
-
-    def export(
-        self, run: Run, output: Path, command: str, settings: Mapping[str, Any], options: ExportOptions
-    ) -> Exported:
-        from dataclasses import replace
-        from tempfile import TemporaryDirectory
-
-        if run.settings["data"] == SYNTHESIS:
-            return super().export(run, output, command, settings, options)
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / LANGUAGE_MODEL
-            file.write_bytes(language_model())
-            beside = {**options.beside, LANGUAGE_MODEL: file}
-            return super().export(run, output, command, settings, replace(options, beside=beside))
 
     def score(self, model: Path, about: Mapping[str, Any], *, baselines: bool = False) -> Scores:
         from export.data.prompts import digest, load_prompts
@@ -164,7 +153,7 @@ def _figures_of_prompts(listener: Listener, prompts: Sequence[Prompt], how: str)
     for name, contract in (("greedy", listener.greedy()), (how, listener.contract)):
         texts = [text_of(said) for said in listener.transcribe(logits, contract)]
         figures += _rates(prompts, texts, name, 5e-3, baseline=False)
-    return figures
+    return [*(f for f in figures if LONG not in f.name), *(f for f in figures if LONG in f.name)]
 
 
 def _rates(

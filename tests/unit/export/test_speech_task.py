@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from export.data.prompts import load_prompts  # noqa: E402
 from export.exporter import ExportOptions, export_module  # noqa: E402
 from export.tasks.hearing import Listener, ends, text_of  # noqa: E402
-from export.tasks.speech import LANGUAGE_MODEL, SpeechTask, language_model  # noqa: E402
+from export.tasks.speech import LANGUAGE_MODEL, SpeechTask  # noqa: E402
 from export.training.checkpoint import read_run  # noqa: E402
 from export.training.speech import greedy_text, net_of  # noqa: E402
 from services.cli import main  # noqa: E402
@@ -37,9 +37,8 @@ def test_a_tiny_one_is_trained_and_served(data: str, tmp_path: Path, capsys: pyt
     assert "character errors per character" in capsys.readouterr().out
     run, task = read_run(tmp_path / "run/checkpoint.pt"), SpeechTask()
     served = task.served(run)
-    (tmp_path / LANGUAGE_MODEL).write_bytes(language_model())
-    beside = {LANGUAGE_MODEL: tmp_path / LANGUAGE_MODEL} if data == "prompts" else {}
-    options = ExportOptions(beside=beside)
+    assert list(served.beside) == ([LANGUAGE_MODEL] if data == "prompts" else [])
+    options = ExportOptions(beside=served.beside)
     folder = tmp_path / "tiny/1"
     export_module(served.net, folder, served.steps, codec=served.codec, head=served.head, options=options)
     listener, net = Listener(folder), net_of(run)
