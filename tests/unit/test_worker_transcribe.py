@@ -39,7 +39,7 @@ def listener(file: Path, **settings: Any) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     lm = build(["ab ba", "aab", "b"], 3, alphabet="ab ")
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     lm.save(file.parent / "lm.bin")
     more = {"language_model": entry("lm.bin", lm.to_bytes()), "lm_weight": 0.3} if settings.get("beam", 1) > 1 else {}
     contract = Contract(
