@@ -33,7 +33,7 @@ format: $(VENV)/.everything ## Rewrite the code in the project's style
 data: $(VENV)/.serving ## Bring the data sets of all tasks into the cache (Debian packages, without root)
 	$(BIN)/python -m export.data
 
-models: $(VENV)/.everything ## Train and export the shipped models again (about 10 minutes)
+models: $(VENV)/.everything $(VENV)/.vectors ## Train and export the shipped models again (about 10 minutes)
 	$(BIN)/python -m export.rebuild
 
 bench: $(VENV)/.everything ## Measure the worker beside raw onnxruntime and a hand-batched loop
@@ -73,5 +73,10 @@ $(VENV)/.serving: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.everything: pyproject.toml | $(VENV)/.made
 	@echo "installing what training, tests and linters need, torch among it (a few minutes, once)"
-	@$(BIN)/python -m pip install --editable '.[export,broker,media,dev]'
+	@$(BIN)/python -m pip install --editable '.[export,baselines,broker,media,dev]'
 	@touch $@ $(VENV)/.serving
+
+$(VENV)/.vectors: pyproject.toml | $(VENV)/.everything
+	@echo "installing word vectors that a model begins with (120 MB, once)"
+	@$(BIN)/python -m pip install --editable '.[vectors]'
+	@touch $@

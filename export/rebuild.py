@@ -20,6 +20,11 @@ RECIPES = {
         "export --checkpoint runs/python-reference/checkpoint.pt --output models/python-reference/1"
         " --rebuild 'make models'",
     ),
+    "sentiment": (
+        "train sentiment --vectors glove --threads 1 --output runs/sentiment",
+        "export --checkpoint runs/sentiment/checkpoint.pt --output models/sentiment/1 --precision int8"
+        " --rebuild 'make models'",
+    ),
 }
 
 
