@@ -9,6 +9,7 @@ images keeps no other waiting (S3). What is decoded and waits is bounded in byte
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from pipeline.columns import RECORD_OVERHEAD, AnyArray, Segment
 from pipeline.errors import RecordError
 from pipeline.metrics import Metrics
 from pipeline.partition import Memory
+
+log = logging.getLogger(__name__)
 
 Decoded = tuple[list[AnyArray | RecordError | None], float]
 """What became of each record of a piece, and the seconds it took."""
@@ -53,8 +56,9 @@ class _Line:
 class Ahead:
     """See the module. On the event loop, but for the threads' own part.
 
-    ``bound``: bytes that a partition's decoded records may take. ``ready`` is called when some have joined a backlog,
-    ``failed`` with a memory and what its decoding raised that is no record's fault (memory that is short).
+    ``bound``: bytes that a partition's decoded records may take. ``ready`` is called when some have joined a backlog.
+    Where decoding fails for a reason that need not lie in a record (memory is short), the records that a thread had in
+    hand are tried once more, with nothing beside them; one that fails again then is a dead letter, as in X11.
     """
 
     def __init__(
@@ -65,16 +69,19 @@ class Ahead:
         metrics: Metrics,
         bound: Callable[[], int],
         ready: Callable[[], None],
-        failed: Callable[[Memory, BaseException], None],
     ) -> None:
         self._codec, self._threads, self._record_bytes_max = codec, threads, record_bytes_max
-        self._metrics, self._bound, self._ready, self._failed = metrics, bound, ready, failed
+        self._metrics, self._bound, self._ready = metrics, bound, ready
         self._step_bytes = codec.step.nbytes
         self._share = max(1, threads - 1)
         """Threads that one partition may have."""
         self._lines: dict[int, _Line] = {}
         """By partition; the one whose turn it is first."""
         self._running = 0
+        self._again: deque[tuple[_Line, _Piece]] = deque()
+        """To be decoded with nothing beside them."""
+        self._alone = False
+        """One of those is being decoded."""
         self._halted = False
         self._pool: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,6 +113,10 @@ class Ahead:
     def go(self) -> None:
         """Gives the threads what they may have now: something was fetched, decoded or taken into a poll."""
         self._lines = {p: line for p, line in self._lines.items() if not line.memory.closed}
+        self._again = deque((line, piece) for line, piece in self._again if not line.memory.closed)
+        if self._again or self._alone:
+            self._try_again()
+            return
         going = True
         while going and not self._halted:
             going = False
@@ -126,7 +137,6 @@ class Ahead:
 
     def _give(self, line: _Line) -> None:
         """The next records of this partition to a thread; the partition goes to the end of the queue."""
-        assert self._pool is not None
         segment = line.waiting.popleft()
         if len(segment):
             segment, rest = segment.cut(self._size(segment, self._room(line)))
@@ -138,9 +148,19 @@ class Ahead:
             piece.done = True
             return
         self._lines[line.memory.partition] = self._lines.pop(line.memory.partition)
+        self._submit(line, piece, alone=False)
+
+    def _try_again(self) -> None:
+        """Decodes the first of what failed; all else waits for it."""
+        if not self._running and not self._halted:
+            self._alone = True
+            self._submit(*self._again.popleft(), alone=True)
+
+    def _submit(self, line: _Line, piece: _Piece, *, alone: bool) -> None:
+        assert self._pool is not None
         line.running += 1
         self._running += 1
-        future = self._pool.submit(self._decode, line.memory, segment)
+        future = self._pool.submit(self._decode, line.memory, piece.segment, alone)
         future.add_done_callback(lambda f: self._come_back(line, piece, f))
 
     def _size(self, segment: Segment, room: int) -> int:
@@ -156,7 +176,7 @@ class Ahead:
 
     # ---- on a thread
 
-    def _decode(self, memory: Memory, segment: Segment) -> Decoded | None:
+    def _decode(self, memory: Memory, segment: Segment, alone: bool) -> Decoded | None:
         """None when nobody wants it any more. Of what is no record to be decoded the intake says what becomes of it."""
         began = time.perf_counter()
         out: list[AnyArray | RecordError | None] = []
@@ -164,8 +184,16 @@ class Ahead:
             if self._halted or memory.closed:
                 return None
             served = key is not None and value is not None and len(value) <= self._record_bytes_max
-            out.append(self._codec.attempt(value) if served and value is not None else None)
+            out.append(self._attempt(value, alone) if served and value is not None else None)
         return out, time.perf_counter() - began
+
+    def _attempt(self, value: bytes, alone: bool) -> AnyArray | RecordError:
+        try:
+            return self._codec.attempt(value)
+        except Exception as error:  # what it may be is known of no codec
+            if not alone:
+                raise
+            return RecordError("decode", f"decoding failed on this record alone: {str(error) or type(error).__name__}")
 
     def _come_back(self, line: _Line, piece: _Piece, future: Future[Decoded | None]) -> None:
         """Still on the thread, or, cancelled, on the loop."""
@@ -177,10 +205,11 @@ class Ahead:
     def _back(self, line: _Line, piece: _Piece, future: Future[Decoded | None]) -> None:
         line.running -= 1
         self._running -= 1
+        self._alone = False
         error = future.exception()
         if error is not None:
-            if not line.memory.closed:
-                self._failed(line.memory, error)
+            log.warning("decoding failed (%s); its records are tried again alone", str(error) or type(error).__name__)
+            self._again.append((line, piece))
         elif (decoded := future.result()) is not None:
             piece.segment.ahead, seconds = decoded
             self._metrics.decoded(len(piece.segment), seconds)

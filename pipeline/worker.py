@@ -126,7 +126,6 @@ class Worker:
             self._metrics,
             lambda: self._pump.bound(self._ownership.memories()),
             self._work.set,
-            self._not_decoded,
         )
 
     # ---- from outside
@@ -316,20 +315,11 @@ class Worker:
             if alone:
                 self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
             self._pump.suspect(memory.partition, s.next_offset)
-            self._again(memory.partition, f"the model failed: {failed}", counts=not alone)
+            if not alone and self._ownership.failed_run(memory.partition) > FAILURES_MAX:
+                self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
+            else:
+                self._ownership.retake(memory.partition, f"the model failed: {failed}")
         self._outlet.abandon(poll)
-
-    def _not_decoded(self, memory: Memory, error: BaseException) -> None:
-        """Decoding failed for a reason that lies in no record (memory is short): as with a run that failed (X11)."""
-        failed = EngineFailed(str(error) or type(error).__name__, [memory.partition])
-        self._metrics.error(failed)
-        self._again(memory.partition, f"decoding failed: {failed}", counts=True)
-
-    def _again(self, partition: int, why: str, *, counts: bool) -> None:
-        if counts and self._ownership.failed_run(partition) > FAILURES_MAX:
-            self._ownership.halt(partition, f"{FAILURES_MAX} runs failed in a row, the last one so: {why}")
-        else:
-            self._ownership.retake(partition, why)
 
     # ---- commit
 

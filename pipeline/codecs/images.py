@@ -67,7 +67,7 @@ def decode(value: bytes, target: Target) -> U8:
         known = "JPEG, PNG nor WebP"
         raise RecordError(IMAGE, f"neither {known}: {len(value)} bytes that begin with {value[:8].hex(' ')}") from None
     except Exception as error:  # noqa: BLE001  # every format of Pillow's raises what it likes, with no common base
-        raise RecordError(IMAGE, f"an image that cannot be decoded: {error or type(error).__name__}") from None
+        raise RecordError(IMAGE, f"an image that cannot be decoded: {str(error) or type(error).__name__}") from None
 
 
 def _announced(value: bytes) -> tuple[int, int]:

@@ -229,13 +229,13 @@ async def test_a_worker_ends_as_soon_as_the_image_in_hand_is_decoded(watcher, ga
     check(broker, {b"k": [x] * 20})
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> None:
-    """Memory is short at some calls."""
+def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, bytes], bool]) -> None:
+    """Memory is short at some calls, which are counted from 1."""
     real, calls = pipeline.codecs.video.decode, [0]
 
     def decode(value, target):  # type: ignore[no-untyped-def]
         calls[0] += 1
-        if fails(calls[0]):
+        if fails(calls[0], value):
             raise MemoryError
         return real(value, target)
 
@@ -245,22 +245,51 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> No
 async def test_memory_that_is_short_for_a_moment_costs_no_record(watcher, monkeypatch, caplog):
     broker, rng = new_broker(), np.random.default_rng(8)
     sent = produce_frames(broker, rng, 10, 200)
-    failing(monkeypatch, lambda call: call in (7, 120))
+    failing(monkeypatch, lambda call, value: call in (7, 8, 120))
     worker, _ = made(broker, watcher)
     async with running(worker) as task:
         await until(broker, task, lambda: counted(broker) == total(sent))
     check(broker, sent)
-    assert "is taken over again: decoding failed: MemoryError" in caplog.text
+    assert "decoding failed (MemoryError); its records are tried again alone" in caplog.text
 
 
-async def test_memory_that_stays_short_stops_the_partition_by_name(watcher, monkeypatch, caplog):
-    broker = new_broker()
-    broker.produce("in", 0, b"k", frame(1)[0])
-    failing(monkeypatch, lambda call: True)
+async def test_a_record_that_takes_all_memory_also_alone_is_a_dead_letter_and_all_others_are_exact(
+    watcher, monkeypatch
+):
+    broker, rng = new_broker(), np.random.default_rng(9)
+    greedy, _ = frame(200, SLOW)
+    sent = produce_frames(broker, rng, 10, 100)
+    for p in (0, 1, 0):
+        broker.produce("in", p, keys_of(p, 1)[0], greedy)
+    more = produce_frames(broker, rng, 10, 100)
+    failing(monkeypatch, lambda call, value: value == greedy)
     worker, _ = made(broker, watcher)
-    async with running(worker):
-        await soon(lambda: "partition 0 stops: 5 runs failed in a row" in caplog.text)
-        assert not counted(broker, "in.dlq")
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) + counted(broker, "in.dlq") == 203)
+        assert worker.ready
+    check(broker, {key: sent.get(key, []) + more.get(key, []) for key in sent | more})
+    dead = [e for _, _, e in broker.records("in.dlq") if dict(e.headers)["eddy-error"] == b"decode"]
+    assert [e.value for e in dead] == [greedy] * 3
+    assert dict(dead[0].headers)["eddy-message"] == b"decoding failed on this record alone: MemoryError"
+
+
+async def test_a_partition_that_moves_while_records_are_to_be_tried_again_is_forgotten(watcher, monkeypatch, gate):
+    """What failed waits for a thread that is held up; the partition is lost and comes back meanwhile."""
+    broker = new_broker()
+    slow, quick = keys_of(0, 1)[0], keys_of(1, 1)[0]
+    huge, x_huge = frame(9, SLOW)
+    value, x = frame(3)
+    failing(monkeypatch, lambda call, record: record == value and call == 2)
+    broker.produce("in", 0, slow, huge)
+    worker, _ = made(broker, watcher)
+    async with running(worker) as task:
+        await soon(lambda: gate.held == 1)
+        broker.produce("in", 1, quick, value)
+        await soon(lambda: worker._ahead is not None and worker._ahead._again)
+        await broker.rebalance(broker.groups["g"])
+        gate.open.set()
+        await until(broker, task, lambda: counted(broker) == 2)
+    check(broker, {slow: [x_huge], quick: [x]})
 
 
 async def test_frames_that_wait_decoded_are_bounded(watcher, monkeypatch):
