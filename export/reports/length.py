@@ -17,7 +17,7 @@ def report(
     folder: Path,
     study: TextStudy | None = None,
     units: int = 128,
-    windows: tuple[int, ...] = (10, 30, 100, 300),
+    windows: tuple[int, ...] = (10, 50, 250),
     lengths: tuple[int, ...] = (1, 4, 16, 64, 256),
 ) -> None:
     """``truncation`` (bits per character and speed by window) and ``along-time`` (speed of serving one stream by T).
