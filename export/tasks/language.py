@@ -36,7 +36,7 @@ class LanguageTask(Task):
 
     name: ClassVar[str] = "language"
     help: ClassVar[str] = "a net that tells the language of a text"
-    defaults: ClassVar[Schedule] = Schedule(epochs=10, learning_rate=4e-3)
+    defaults: ClassVar[Schedule] = Schedule(epochs=8, learning_rate=4e-3)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--net", choices=("mingru", "gru", "lstm"), default="mingru", help="layers [mingru]")
@@ -44,8 +44,8 @@ class LanguageTask(Task):
         number(parser, "--units", 192, 1, "units of each layer")
         number(parser, "--dropout", 0.1, 0.0, "share of activations dropped in training")
         number(parser, "--lanes", 64, 1, "streams trained side by side")
-        number(parser, "--window", 128, 1, "bytes that the error goes back")
-        number(parser, "--updates", 160, 1, "windows of an epoch")
+        number(parser, "--window", 96, 1, "bytes that the error goes back")
+        number(parser, "--updates", 150, 1, "windows of an epoch")
 
     def problem(self, args: Namespace) -> LanguageProblem:
         from export.data.pages import LANGUAGES, load_pages, versions

@@ -41,8 +41,8 @@ class LanguageProblem(Problem[Window]):
         shape: LanguageNetShape,
         *,
         lanes: int = 64,
-        window: int = 128,
-        updates: int = 160,
+        window: int = 96,
+        updates: int = 150,
         packages: str = "",
     ) -> None:
         """``lanes``: streams side by side, B; ``window``: bytes that the error goes back, T; ``updates`` an epoch;
