@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.memory import fit_memory
+from pipeline.beside import Beside
 from pipeline.contract import DTYPES, CodecSpec, Contract, HeadSpec, Output, State, StepInput
 from pipeline.model_file import write_contract
 
@@ -179,7 +180,7 @@ def stepper(folder: Path, step: StepInput, codec: CodecSpec) -> Path:
         batch_axis=0,
         time_axis=None,
     )
-    write_contract(model, fit_memory(contract))
+    write_contract(model, fit_memory(contract, Beside(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.onnx"
     onnx.save(model, str(file))

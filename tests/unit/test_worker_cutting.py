@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
+from pipeline.codecs.tokenizer import Words
 from pipeline.contract import CodecSpec, StepInput
 from tests.models import stepper
+from tests.tokenizations import tokenizer_file, tokens_contract
+from tests.unit.test_token_codec import whole
 from tests.unit.test_worker import counted, made, new_broker, partition_of, running, until
 from tests.waves import wav
 
 CUTTINGS = 12
 NOISE = np.random.default_rng(7).integers(-(2**15), 2**15, 2400).astype("<i2").tobytes()
 TEXT = "héllo, wörld: 日本 😀 ".encode() * 9
+WORDS = (TEXT + b"x" * 60 + TEXT)[:-2]
+"""It ends inside a character, which is no token; and the word before it has nothing after it."""
+TOKENS = sum(len(whole("byte-level", word)) for word in Words("whitespace", 24).of(WORDS.decode(errors="ignore")))
 CASES: dict[str, tuple[bytes, StepInput, CodecSpec, int]] = {
     "text": (
         TEXT,
         StepInput("x", "int64"),
         CodecSpec("text", settings={"unit": "bytes"}),
         len(TEXT),
+    ),
+    "tokens of words cut at 24 bytes": (
+        WORDS,
+        StepInput("x", "int32"),
+        tokens_contract("byte-level", flush="boundary", cut="whitespace", hold_bytes=24)[0].codec,
+        TOKENS,
     ),
     "audio": (NOISE[:3001], StepInput("x", "int16", (40,)), CodecSpec("audio", settings={"rate": 16000}), 38),
     "audio as a file": (
@@ -41,6 +54,7 @@ CASES: dict[str, tuple[bytes, StepInput, CodecSpec, int]] = {
 @pytest.mark.parametrize("case", CASES)
 async def test_the_same_bytes_give_the_same_answers_and_the_same_row(tmp_path, case):
     stream, step, codec, steps = CASES[case]
+    shutil.copy(tokenizer_file("byte-level"), tmp_path)
     file = stepper(tmp_path, step, codec)
     broker, rng = new_broker(), np.random.default_rng(len(case))
     records = []
