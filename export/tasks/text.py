@@ -127,6 +127,7 @@ def _card(run: Run, weights: int) -> Any:
     shape = settings["shape"]
     units = settings["alphabet"]
     unit = "byte" if units is None else "character" if isinstance(units, list) else "part of a word"
+    average = f" moving average of the weights {schedule.ema:g}," if schedule.ema else ""
     kind = f"{'densely connected ' * (shape['connect'] == 'dense')}{NAMES[shape['kind']]}"
     layers = f"{shape['layers']} {kind} layer{'s' * (shape['layers'] > 1)} of {shape['units']} units"
     train, develop, held_out = described["characters"]
@@ -142,7 +143,7 @@ def _card(run: Run, weights: int) -> Any:
         training=(
             f"Truncated back-propagation over {settings['window']} steps with carried state, {settings['lanes']} lanes,"
             f" {progress.epoch} epochs, AdamW {schedule.learning_rate:g} with half a cosine, dropout"
-            f" {shape['dropout']:g}, gradient norm at most {schedule.clip_norm:g}, seed {schedule.seed};"
+            f" {shape['dropout']:g}, gradient norm at most {schedule.clip_norm:g},{average} seed {schedule.seed};"
             f" {progress.cpu_seconds / 60:.1f} minutes of processor time in {progress.seconds / 60:.1f} minutes,"
             f" torch threads: {described['threads']}. The weights are those of the epoch"
             f" with the least loss on the development text."
