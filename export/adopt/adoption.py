@@ -82,18 +82,14 @@ class _Given:
 
 
 def adopt(source: Path | str, output: Path | str, options: AdoptOptions | None = None) -> Adopted:
-    """Adopts ``source`` into the folder ``output``, ``.../NAME/VERSION``.
+    """Adopts ``source`` into the folder ``output``, ``.../NAME/VERSION`` or, for version 1, ``.../NAME``.
 
     Raises ConfigError for what is asked wrongly, Unclear for what must be said, Refused (a ModelError) for what cannot
     be served right or is not proven; nothing is written then.
     """
     options = options or AdoptOptions()
     folder = Path(output)
-    if not folder.name.isdigit() or not re.fullmatch(r"[A-Za-z0-9._-]+", folder.parent.name):
-        raise ConfigError(
-            f"--output {folder}: expected NAME/VERSION, the name of letters, digits, '.', '_' and '-', the version a"
-            " whole number, as in models/my-model/1"
-        )
+    label = _label(folder)
     file = read_file(Path(source))
     given = _read_options(file, options)
     bench, guesses = _bench(file, given, options)
@@ -110,7 +106,7 @@ def adopt(source: Path | str, output: Path | str, options: AdoptOptions | None =
         bench.shapes[name] = bench.constants[name].shape
     batches = Batches(bench, pairs, timing, streamed, tolerance)
     lifted = lift(batches, not options.single)
-    made = _proven(bench, pairs, timing, lifted, initial, given, folder, options, tolerance)
+    made = _proven(bench, pairs, timing, lifted, initial, given, label, options, tolerance)
     the_plan, contract, model, proof, notes = made
     notes = [*given.notes, *pairs.notes, *timing.notes, *notes]
     written = _write(folder, model, contract)
@@ -119,6 +115,17 @@ def adopt(source: Path | str, output: Path | str, options: AdoptOptions | None =
 
     write_card(adopted)
     return adopted
+
+
+def _label(folder: Path) -> tuple[str, str]:
+    """The model's name and version, of its folder. Raises ConfigError."""
+    name, version = (folder.parent.name, folder.name) if folder.name.isdigit() else (folder.name, "1")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ConfigError(
+            f"--output {folder}: the name {name!r} may have letters, digits, '.', '_' and '-' (topics are named after"
+            " it), as in models/my-model/1"
+        )
+    return name, version
 
 
 def _read_options(file: File, options: AdoptOptions) -> _Given:
@@ -278,7 +285,7 @@ def _proven(
     lifted: Lifted,
     initial: dict[str, Array],
     given: _Given,
-    folder: Path,
+    label: tuple[str, str],
     options: AdoptOptions,
     tolerance: float | None,
 ) -> tuple[Plan, Contract, onnx.ModelProto, Proof, list[str]]:
@@ -301,9 +308,7 @@ def _proven(
             how = " and ".join(["one stream"] * (lift_.axes is None) + ["one step"] * (not time.axes))
             notes.append(f"{how} a call: {reason}")
         the_plan = plan(bench, pairs, time, lift_, initial, given.headers, known)
-        contract = fit_memory(
-            contract_of(bench, the_plan, folder.parent.name, folder.name, options.codec, options.head)
-        )
+        contract = fit_memory(contract_of(bench, the_plan, *label, options.codec, options.head))
         model = build(the_plan, contract)
         try:
             write_contract(model, contract, contract.label)

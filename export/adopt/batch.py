@@ -20,6 +20,7 @@ from export.adopt.verdict import Fails
 from export.measure import measure
 
 STREAMS = 3
+LOUDNESS = (1.0, 4.0, 0.25)
 TRIED = 600
 """Choices of axes at most."""
 SMALL = 1e-4
@@ -80,10 +81,16 @@ class Batches:
             feed = self.bench.feed(rng, own)
             for _ in range(1 + 2 * k):
                 out = self.bench.run(feed)
-                feed = {**self.bench.feed(rng, own), **{n: out[o] for n, o in self.pairs.states.items()}}
+                feed = {**self._loud(self.bench.feed(rng, own), k), **{n: out[o] for n, o in self.pairs.states.items()}}
             feeds.append(feed)
             results.append(self.bench.run(feed))
         return Alone(feeds, results)
+
+    def _loud(self, feed: dict[str, Array], stream: int) -> dict[str, Array]:
+        """A scale that streams share shows where their own differ."""
+        steps = [n for n in self.streamed if n not in self.pairs.states and n not in self.bench.constants]
+        own = {n: (feed[n] * LOUDNESS[stream]).astype(feed[n].dtype) for n in steps if feed[n].dtype.kind == "f"}
+        return {**feed, **own}
 
     def find(self, session: Session, failure: Failure, tried: int = TRIED) -> Axes | None:
         """The first choice of axes with which ``session`` keeps the streams apart."""

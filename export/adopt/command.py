@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from export.arguments import Commands, labels_of, settings_of
@@ -30,7 +31,7 @@ def add_adopt_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add = parser.add_argument
     add("file", type=Path, metavar="FILE.onnx")
-    add("--output", type=Path, required=True, metavar="DIR", help="models/NAME/VERSION")
+    add("--output", type=Path, required=True, metavar="DIR", help="models/NAME/VERSION, or models/NAME")
     add("--state", action="append", default=[], metavar="INPUT=OUTPUT", help="a state pair; repeat [found]")
     add("--step", action="append", default=[], metavar="INPUT", help="an input that is a step's; repeat [found]")
     add(
@@ -96,6 +97,9 @@ def _adopt(args: argparse.Namespace) -> int:
     try:
         adopted = adopt(args.file, args.output, options)
     except UserError as error:
+        if not args.json and isinstance(error, Refused):
+            print(f"eddy: {args.file} is refused: {error}", file=sys.stderr)
+            return 1
         if not args.json:
             raise
         said: dict[str, object] = {"file": str(args.file), "refused": str(error)}

@@ -98,13 +98,14 @@ def guess(file: File, port: Port) -> Guess:
     shown = f"{value:g}" if not port.dtype.startswith(("int", "uint")) else str(int(value))
     why = f" (the graph compares it with {' and '.join(f'{c:g}' for c in compared[:4])})" if compared else ""
     own = port.dims and not likely
-    flag = f"--stream-constant {port.name}" if own else f"--constant {port.name}={shown}"
+    both = f"--stream-constant {port.name}", f"--constant {port.name}={shown}"
+    flag, alternative = both if own else both[::-1]
+    where = "if it is the same for all streams" if own else "if it is a stream's own, from a record header"
     return Guess(
         port.name,
         np.full(shape, value).astype(port.dtype),
         (
-            f"{port} is no step: is it a stream's own, from a record header (--stream-constant {port.name}), or the"
-            f" same for all (--constant {port.name}={shown}){why}?",
+            f"{port} is no step, and no run tells its value{why} ({alternative} {where})",
             flag,
         ),
         [np.full(shape, v).astype(port.dtype) for v in likely],

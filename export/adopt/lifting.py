@@ -23,7 +23,7 @@ from export.adopt.verdict import Fails
 
 REWRITES = 120
 """Graphs tried at most, for each choice of axes."""
-CHOICES = 4
+CHOICES = 2
 """Choices of axes that are tried with rewritten graphs."""
 
 

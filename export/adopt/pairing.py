@@ -276,7 +276,7 @@ def _question(
         else:
             flags.append(f"--step {n}")
     of = ", ".join(f"{n} ({' or '.join(fits[n])})" for n in names)
-    return f"{of} {why} (--state INPUT=OUTPUT, --step INPUT)", " ".join(flags)
+    return f"{of} {why}", " ".join(flags)
 
 
 # ---- what is refused

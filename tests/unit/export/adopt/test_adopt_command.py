@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from services.cli import main
+from services.cli import build_parser, main
 from tests.unit.export.adopt.graphs import Maker, elman, lstm
 
 
@@ -60,9 +63,9 @@ def test_a_refusal_is_an_object_too_and_the_exit_code_is_not_zero(tmp_path, caps
     assert code == 1
     assert "no input comes back" in json.loads(out)["refused"]
     code, out, err = run(capsys, file, "--output", str(tmp_path / "models/mine/1"))
-    assert code == 2
+    assert code == 1
     assert not out
-    assert err.startswith("eddy: no input comes back")
+    assert "is refused: no input comes back" in err
     assert not (tmp_path / "models").exists()
 
 
@@ -95,3 +98,17 @@ def test_it_needs_no_torch(tmp_path):
         f"sys.exit(main(['adopt', {str(file)!r}, '--output', {str(tmp_path / 'm/1')!r}]))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_pages_commands_and_flags_are_there():
+    page = (Path(__file__).parents[4] / "docs" / "adopt.md").read_text(encoding="utf-8")
+    shell = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines()
+    parser = build_parser()
+    for line in shell:
+        parser.parse_args(shlex.split(line)[1:])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["adopt", "x.onnx", "--output", "m/1", "--no-such-flag"])
+    for flag in sorted(set(re.findall(r"--[a-z][a-z-]+", page)) - {"--input", "--model", "--json"}):
+        given = {"--hop": "1", "--time-axis": "none", "--tolerance": "1"}.get(flag, "a=1")
+        words = [flag] if flag == "--single" else [flag, given]
+        parser.parse_args(["adopt", "x.onnx", "--output", "m/1", *words])

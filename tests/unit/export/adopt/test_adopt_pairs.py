@@ -240,8 +240,9 @@ def test_what_is_not_there_is_named(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             adopt(file, tmp_path / "out" / "1", AdoptOptions(**options))
-    with pytest.raises(ConfigError, match=r"NAME/VERSION"):
-        adopt(file, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"the name 'my model' may have letters"):
+        adopt(file, tmp_path / "my model" / "1")
+    assert adopt(file, tmp_path / "plain").contract.label == "plain/1"
 
 
 def test_a_file_with_a_contract_is_ours_already(tmp_path):
