@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import wave
 from collections.abc import Iterator
@@ -40,6 +41,34 @@ def film_or_skip() -> Path:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no footage: {reason}")
+
+
+@contextmanager
+def broadcast() -> Iterator[str]:
+    """The address of an MPEG stream over UDP, a grey that grows lighter and starts again; it is sent all the time."""
+    av = pytest.importorskip("av")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"udp://127.0.0.1:{free.getsockname()[1]}"
+    over = threading.Event()
+
+    def send() -> None:
+        with av.open(f"{url}?pkt_size=1316", "w", format="mpegts") as out:
+            stream = out.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 5
+            number = 0
+            while not over.wait(0.01):
+                level = np.full((48, 64, 3), number % 50 * 5, np.uint8)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
+                number += 1
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield url
+    finally:
+        over.set()
+        thread.join()
 
 
 class _Camera(BaseHTTPRequestHandler):

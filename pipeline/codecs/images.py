@@ -64,8 +64,8 @@ def decode(value: bytes, target: Target) -> U8:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RecordError(SIZE, f"{error}; max_pixels is {target.pixels_max}") from None
     except UnidentifiedImageError:
-        known = "JPEG, PNG nor WebP"
-        raise RecordError(IMAGE, f"neither {known}: {len(value)} bytes that begin with {value[:8].hex(' ')}") from None
+        begins = value[:8].hex(" ")
+        raise RecordError(IMAGE, f"no JPEG, PNG or WebP: {len(value)} bytes that begin with {begins}") from None
     except Exception as error:  # noqa: BLE001  # every format of Pillow's raises what it likes, with no common base
         raise RecordError(IMAGE, f"an image that cannot be decoded: {str(error) or type(error).__name__}") from None
 

@@ -186,9 +186,9 @@ def test_a_bound_of_ones_own() -> None:
         (
             b"GIF89a" + bytes(20),
             "image",
-            "neither JPEG, PNG nor WebP: 26 bytes that begin with 47 49 46 38 39 61 00 00",
+            "no JPEG, PNG or WebP: 26 bytes that begin with 47 49 46 38 39 61 00 00",
         ),
-        (b"\xff\xd8\xff", "image", "neither JPEG"),
+        (b"\xff\xd8\xff", "image", "no JPEG, PNG or WebP"),
         (picture(noise(64, 64, 3), "JPEG")[:-900], "image", "an image that cannot be decoded: image file is truncated"),
         (picture(noise(64, 64, 3), "PNG")[:-900], "image", "an image that cannot be decoded: image file is truncated"),
         (picture(noise(64, 64, 3), "WEBP")[:-900], "image", "an image that cannot be decoded: "),

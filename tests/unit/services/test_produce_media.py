@@ -18,7 +18,7 @@ from services.producing.audio import audio_streams
 from services.producing.media import in_time
 from services.producing.send import Record
 from services.producing.video import video_stream
-from tests.footage import camera, film_or_skip, tone, wav_file
+from tests.footage import broadcast, camera, film_or_skip, tone, wav_file
 from tests.pictures import noise, picture
 
 
@@ -177,6 +177,14 @@ def test_a_network_camera_is_a_stream_until_it_ends() -> None:
         records = frames(url, "--format", "raw", "--grey")
     assert {key for key, _ in records} == {url.removeprefix("http://").encode()}
     assert [round(np.frombuffer(value or b"", np.uint8).mean()) for _, value in records] == pytest.approx(levels, abs=2)
+
+
+def test_a_broadcast_is_a_stream_for_as_long_as_one_likes() -> None:
+    with broadcast() as url:
+        records = frames(url, "--format", "raw", "--grey", "--limit", 12, "--key", "tv")
+    levels = [round(np.frombuffer(value or b"", np.uint8).mean()) for _, value in records]
+    assert len(levels) == 12
+    assert len(set(levels)) >= 6, levels
 
 
 def test_a_folder_of_images_is_sent_as_it_is_in_the_order_of_its_names(tmp_path: Path) -> None:
