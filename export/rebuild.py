@@ -21,7 +21,8 @@ RECIPES = {
         " --rebuild 'make models'",
     ),
     "sentiment": (
-        "train sentiment --vectors glove --threads 1 --output runs/sentiment",
+        "train sentiment --vectors glove --dropout 0.4 --embedding-dropout 0.2 --epochs 7 --threads 1"
+        " --output runs/sentiment",
         "export --checkpoint runs/sentiment/checkpoint.pt --output models/sentiment/1 --precision int8"
         " --rebuild 'make models'",
     ),
