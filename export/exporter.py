@@ -30,6 +30,8 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.model_file import write_contract
 
 MEGABYTE = 1_000_000
+STEP_LIMITS = {"audio": 32768, "video": 256}
+"""Whole-number samples and pixels are tried over all their range."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ExportOptions:
     state_names: Sequence[str] = ()
     output_names: Sequence[str] = ()
     step_limit: int | None = None
-    """Whole-number steps are tried below it; None: the size of the module's first embedding, else 100."""
+    """Whole-number steps are tried below it; None: the codec's range, the size of the first embedding, else 100."""
     time_axis: str = "auto"
     """``auto``, ``0``, ``1`` or ``none``: where the module has its time axis."""
     tolerance: float | None = None
@@ -100,7 +102,9 @@ def export_module(
         parse_step(s, first if len(given) == 1 else f"{first}_{i}") if isinstance(s, str) else s
         for i, s in enumerate(given)
     )
-    of = subject(module, inputs, options.step_limit, options.state_names)
+    kind = codec if isinstance(codec, str) else codec.kind
+    limit = options.step_limit if options.step_limit is not None else STEP_LIMITS.get(kind)
+    of = subject(module, inputs, limit, options.state_names)
     layout = find_layout(of, _wanted(options.time_axis))
     outputs = outputs_of(of, layout, options.output_names)
     dtypes = [t.dtype for t in inputs] + [t.dtype for t in of.states] + [t.dtype for t in outputs]

@@ -45,10 +45,21 @@ def test_a_model_that_hears(tmp_path: Path) -> None:
     assert steps.values[0].shape == (2, 160)
 
 
+class Loud(Meter):
+    """Notices only what is louder than half of full scale."""
+
+    def forward(self, steps: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(torch.relu(steps.float() - 16384), level)
+
+
+def test_whole_samples_are_tried_over_all_their_range(tmp_path: Path) -> None:
+    """Else this model's state would seem to be unused."""
+    codec = CodecSpec("audio", settings={"rate": 8000})
+    export_module(Loud(16), tmp_path / "m" / "1", "int16[16]", codec=codec)
+
+
 def test_a_model_that_sees(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"\[3, 8, 8\] has its channels first: give --codec-setting layout=CHW"
-    ):
+    with pytest.raises(ConfigError, match=r"\[3, 8, 8\] has its channels first: give --codec-setting layout=CHW"):
         export_module(Meter(3, 8, 8), tmp_path / "m" / "1", "float32[3,8,8]", codec="video")
     codec = CodecSpec("video", settings={"layout": "CHW", "resize": "crop"})
     exported = export_module(Meter(3, 8, 8), tmp_path / "m" / "1", "float32[3,8,8]", codec=codec)
