@@ -108,6 +108,7 @@ def _model(path: str, providers: list[str]) -> str:
 
     from pipeline.beside import Beside
     from pipeline.codecs import make_codec
+    from pipeline.codecs.given import Given
     from pipeline.columns import Rectangle
     from pipeline.engine import Engine
     from pipeline.heads import make_head
@@ -119,10 +120,17 @@ def _model(path: str, providers: list[str]) -> str:
     beside = Beside(file.parent)
     make_codec(contract, beside)
     engine = Engine(graph, contract, make_head(contract, beside).reads, slots=1, providers=providers)
+    missing = [c.header for c in contract.stream_constants if not c.value]
+    if missing:
+        on = ", ".join(engine.providers)
+        return f"{contract.label} loads on {on}; a step was not run: it needs what the record header {missing[0]} says"
+    given = np.zeros((2, contract.given_bytes), np.uint8)
+    if contract.stream_constants:
+        Given(contract).take(None, np.array([1]), given)
     zeros = [np.zeros((1, *s.shape), s.dtype) for s in contract.steps]
     step = Rectangle(np.array([1]), np.zeros((1, 1), np.int64))
     nothing = np.empty(0, np.int64)
-    done = engine.prepare([[step]], zeros, 1, np.ones(2, np.bool_), None, 1, nothing)
+    done = engine.prepare([[step]], zeros, 1, np.ones(2, np.bool_), None, 1, nothing, given)
     engine.submit(done, lambda run: None)
     if done.error is not None:
         raise ModelError(f"{contract.label} does not run on {', '.join(engine.providers)}: {done.error}")

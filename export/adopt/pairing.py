@@ -293,7 +293,9 @@ def _refuse_growth(
             if out.dtype != port.dtype or out.ndim != len(port.dims):
                 continue
             longer = [i for i, (a, b) in enumerate(zip(bench.shapes[n], out.shape)) if a != b]
-            if len(longer) != 1 or out.shape[longer[0]] < bench.shapes[n][longer[0]] or longer[0] not in port.free:
+            if len(longer) != 1 or out.shape[longer[0]] < bench.shapes[n][longer[0]]:
+                continue
+            if longer[0] not in port.free and named.get(n) != o:
                 continue
             inside = shared(out, feed[n]) == 1.0 and not any(
                 base[p].shape == bench.shapes[n] and base[p].dtype == port.dtype for p in base

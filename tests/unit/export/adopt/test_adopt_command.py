@@ -112,3 +112,20 @@ def test_the_pages_commands_and_flags_are_there():
         given = {"--hop": "1", "--time-axis": "none", "--tolerance": "1"}.get(flag, "a=1")
         words = [flag] if flag == "--single" else [flag, given]
         parser.parse_args(["adopt", "x.onnx", "--output", "m/1", *words])
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_doctor_runs_what_it_has_the_constants_for(tmp_path, capsys, default):
+    m = Maker()
+    for name, dims in (("x", ["b", 6]), ("gain", ["b", 1]), ("h", ["b", 6])):
+        m.give(name, dims)
+    m.op("Add", m.op("Mul", "h", m.value(0.5)), m.op("Mul", "x", "gain"), out="hn")
+    m.op("Tanh", "hn", out="y")
+    m.show("y", ["b", 6])
+    m.show("hn", ["b", 6])
+    output = str(tmp_path / "models/mine/1")
+    words = ["--stream-constant", "gain", *(["--constant", "gain=0.25"] if default else [])]
+    assert run(capsys, str(m.save(tmp_path)), "--output", output, *words)[0] == 0
+    main(["doctor", "--model", output])
+    shown = capsys.readouterr().out
+    assert ("mine/1 runs on" if default else "needs what the record header eddy-gain says") in shown

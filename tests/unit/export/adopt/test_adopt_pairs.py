@@ -265,3 +265,15 @@ def test_the_proof_finds_a_graph_that_was_changed(tmp_path, monkeypatch):
     with pytest.raises(Refused, match=r"not proven"):
         adopt(elman(tmp_path), tmp_path / "out" / "1")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_that_grows_at_fixed_sizes_is_told_as_what_it_is(tmp_path):
+    m = Maker()
+    m.give("x", [1, 6])
+    m.give("cache", [1, 5, 4])
+    m.op("Concat", "cache", m.op("Unsqueeze", m.linear("x", 6, 4), m.value([1])), axis=1, out="cache_out")
+    m.op("ReduceMean", "cache_out", axes=[1], keepdims=0, out="y")
+    m.show("y", [1, 4])
+    m.show("cache_out", [1, 6, 4])
+    with pytest.raises(Refused, match=r"cache grows with every step"):
+        adopt(m.save(tmp_path), tmp_path / "out" / "1")
