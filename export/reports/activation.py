@@ -7,6 +7,7 @@ from pathlib import Path
 from export.nets.cells import ACTIVATIONS
 from export.reports.texts import TextStudy
 from export.reports.writing import write_picture, write_table
+from pipeline.errors import ModelError
 
 
 def report(folder: Path, study: TextStudy | None = None, units: int = 128) -> None:
@@ -25,7 +26,11 @@ def report(folder: Path, study: TextStudy | None = None, units: int = 128) -> No
         starts = ("uniform", "orthogonal") + (("identity",) if name == "relu" else ())
         for start in starts:
             shape = study.shape("elman", layers=1, units=units, activation=name, start=start)
-            trained = study.train(f"{name}-{start}", shape, folder)
+            try:
+                trained = study.train(f"{name}-{start}", shape, folder)
+            except ModelError:  # the loss is no number any more: what is not bounded may grow without end
+                rows.append([name, start, "diverged", "-", "-"])
+                continue
             curve = trained.progress.curve
             steepest = max(p.gradient_max for p in curve)
             rows.append([name, start, f"{trained.bits:.3f}", f"{curve[-1].gradient:.2f}", f"{steepest:.1f}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,5 @@ def test_the_report_of_activation(tmp_path: Path, study: TextStudy) -> None:
     assert {r["activation"] for r in table} == {"sigmoid", "tanh", "relu", "identity"}
     assert all(float(r["gradient norm, last epoch"]) > 0 for r in table)
     assert (tmp_path / "activation.png").read_bytes().startswith(b"\x89PNG")
+    activation.report(tmp_path / "wild", replace(study, learning_rate=1e25), units=8)
+    assert "diverged" in {r["bits per character"] for r in rows(tmp_path / "wild" / "activation.csv")}
