@@ -14,9 +14,10 @@ def report(folder: Path, study: TextStudy | None = None, units: int = 128) -> No
     """``activation.md``, ``activation.csv`` and ``activation.png``."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     study = study or TextStudy()
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     shapes, loss = figure.subplots(1, 2)
     x = np.linspace(-4, 4, 200)
     rows = []
@@ -33,7 +34,7 @@ def report(folder: Path, study: TextStudy | None = None, units: int = 128) -> No
                 continue
             curve = trained.progress.curve
             steepest = max(p.gradient_max for p in curve)
-            rows.append([name, start, f"{trained.bits:.3f}", f"{curve[-1].gradient:.2f}", f"{steepest:.1f}"])
+            rows.append([name, start, f"{trained.bits:.3f}", f"{curve[-1].gradient:.2f}", f"{steepest:.2g}"])
             style = {"uniform": "-", "orthogonal": "--", "identity": ":"}[start]
             epochs = [p.epoch for p in curve]
             loss.plot(epochs, [p.develop for p in curve], style, color=line.get_color(), label=f"{name}, {start}")
@@ -50,8 +51,9 @@ def report(folder: Path, study: TextStudy | None = None, units: int = 128) -> No
     shapes.set_ylim(-2, 3)
     shapes.legend()
     loss.set_xlabel("epoch")
+    loss.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set_ylabel("bits per character, development text")
-    loss.legend(fontsize="small")
+    loss.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (shapes, loss):
         axes.grid(alpha=0.3)
     write_picture(folder, "activation", figure)
