@@ -26,6 +26,10 @@ RECIPES = {
         "export --checkpoint runs/sentiment/checkpoint.pt --output models/sentiment/1 --precision int8"
         " --rebuild 'make models'",
     ),
+    "speech": (
+        "train speech --threads 2 --bfloat16 --output runs/speech",
+        "export --checkpoint runs/speech/checkpoint.pt --output models/speech/1 --precision int8 --rebuild 'make models'",
+    ),
 }
 
 

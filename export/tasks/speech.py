@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROMPTS, SYNTHESIS = "prompts", "synthesis"
 LANGUAGE_MODEL = "characters.lm"
-BEAM = {"beam": 16, "lm_weight": 0.5, "insertion_bonus": 0.5}
+BEAM = {"beam": 32, "lm_weight": 0.5, "insertion_bonus": 1.0}
 """Chosen on the development prompts."""
 LONG = "demo-instruct"
 """The prompt that is more than a quarter of the held-out time."""
@@ -93,7 +93,8 @@ class SpeechTask(Task):
             figures = _figures_of_words(listener, spoken, recorded.held_out)
         else:
             spoken = list(recorded.held_out)
-            figures = _figures_of_prompts(listener, spoken, "LM in a beam of 16")
+            how = f"language model in a beam of {listener.contract.head.settings['beam']}"
+            figures = _figures_of_prompts(listener, spoken, how)
             figures += _figures_of_time(listener, spoken)
         if baselines:
             figures += _sphinx(spoken)

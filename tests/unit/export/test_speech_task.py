@@ -49,7 +49,6 @@ def test_a_tiny_one_is_trained_and_served(data: str, tmp_path: Path, capsys: pyt
     assert text_of(said) == wanted
 
 
-@pytest.mark.skipif(not (MODELS / "speech/1").exists(), reason="not shipped yet")
 def test_the_shipped_model_writes_down_a_prompt_and_finds_its_end() -> None:
     listener = Listener(MODELS / "speech/1")
     prompt = next(p for p in load_prompts().held_out if p.name == "auth-incorrect")
