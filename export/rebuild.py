@@ -15,6 +15,10 @@ from export.commands import add_export_parser, add_train_parser
 from pipeline.errors import UserError
 
 RECIPES = {
+    "language": (
+        "train language --threads 1 --output runs/language",
+        "export --checkpoint runs/language/checkpoint.pt --output models/language/1 --rebuild 'make models'",
+    ),
     "python-reference": (
         "train text --threads 1 --output runs/python-reference",
         "export --checkpoint runs/python-reference/checkpoint.pt --output models/python-reference/1"
@@ -26,9 +30,14 @@ RECIPES = {
         "export --checkpoint runs/sentiment/checkpoint.pt --output models/sentiment/1 --precision int8"
         " --rebuild 'make models'",
     ),
+    "video": (
+        "train video --threads 1 --output runs/video",
+        "export --checkpoint runs/video/checkpoint.pt --output models/video/1 --rebuild 'make models'",
+    ),
     "speech": (
         "train speech --threads 2 --bfloat16 --output runs/speech",
-        "export --checkpoint runs/speech/checkpoint.pt --output models/speech/1 --precision int8 --rebuild 'make models'",
+        "export --checkpoint runs/speech/checkpoint.pt --output models/speech/1 --precision int8"
+        " --rebuild 'make models'",
     ),
 }
 
