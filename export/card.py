@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 import torch
 
+from export.markdown import table
 from export.parity import Parity
 from pipeline.contract import Contract
 
@@ -40,19 +41,19 @@ def _lines(contract: Contract, parity: Parity, model_bytes: int, text: CardText)
         if body:
             yield from ("", f"## {title}", "", body) if title else ("", body)
     if text.metrics:
-        yield from ("", "## Metrics", "", *_table(("metric", "value"), text.metrics))
+        yield from ("", "## Metrics", "", *table(("metric", "value"), text.metrics))
     if text.precisions:
         header, *rows = text.precisions
-        yield from ("", "## Precisions", "", *_table(header, rows))
+        yield from ("", "## Precisions", "", *table(header, rows))
     yield from ("", "## Contract", "")
-    yield from _table(("part", "what"), _contract_rows(contract, model_bytes))
+    yield from table(("part", "what"), _contract_rows(contract, model_bytes))
     yield from ("", "## Parity", "")
     yield (
         f"Largest absolute differences; allowed: {parity.tolerance:g} of the largest value (at least of 1)."
         f" PyTorch {torch.__version__}, onnxruntime {ort.__version__}, Python {platform.python_version()}."
     )
     yield ""
-    yield from _table(("comparison", "where", "difference"), parity.table())
+    yield from table(("comparison", "where", "difference"), parity.table())
     if text.command:
         yield from ("", "## Rebuild", "", "```sh", text.command, "```")
     yield from ("", "## Licence", "", text.licence or "Not stated by the model's maker.")
@@ -87,10 +88,3 @@ def _codec(contract: Contract) -> str:
         waits = "a record's last word waits for the next record"
         return f"{contract.codec.kind} by tokenizer.json, cut at every {settings['cut']}; {waits}"
     return f"{contract.codec.kind} by tokenizer.json, every record by itself"
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'|'.join('---' for _ in header)}|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,10 @@ from export.adopt.runs import Bench
 from export.adopt.sequence import Timing, find_timing, keeps_time
 from export.adopt.triton import Config, find_config, read_config
 from export.adopt.verdict import Fails, Refused, Unclear
+from export.files import write_whole
 from export.measure import HALF_TOLERANCE
 from export.memory import fit_memory
+from pipeline.beside import Beside
 from pipeline.contract import CodecSpec, Contract, HeadSpec
 from pipeline.errors import ConfigError
 from pipeline.model_file import write_contract
@@ -55,6 +56,10 @@ class AdoptOptions:
     """Relative; None: 1e-4, or 5e-3 where anything is float16."""
     codec: CodecSpec = field(default_factory=lambda: CodecSpec("tensor"))
     head: HeadSpec = field(default_factory=lambda: HeadSpec("tensor"))
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Name -> where it is now, of each file that a setting of codec or head names; it is copied beside model.onnx."""
+    notes: tuple[str, ...] = ()
+    """What else the user should know."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ def adopt(source: Path | str, output: Path | str, options: AdoptOptions | None =
     lifted = lift(batches, not options.single)
     made = _proven(bench, pairs, timing, lifted, initial, given, label, options, tolerance)
     the_plan, contract, model, proof, notes = made
-    notes = [*given.notes, *pairs.notes, *timing.notes, *notes]
-    written = _write(folder, model, contract)
+    notes = [*options.notes, *given.notes, *pairs.notes, *timing.notes, *notes]
+    written = _write(folder, model, options.beside)
     adopted = Adopted(Path(source), written, contract, the_plan, proof, tuple(dict.fromkeys(notes)))
     from export.adopt.report import write_card
 
@@ -308,7 +313,9 @@ def _proven(
             how = " and ".join(["one stream"] * (lift_.axes is None) + ["one step"] * (not time.axes))
             notes.append(f"{how} a call: {reason}")
         the_plan = plan(bench, pairs, time, lift_, initial, given.headers, known)
-        contract = fit_memory(contract_of(bench, the_plan, *label, options.codec, options.head))
+        contract = fit_memory(
+            contract_of(bench, the_plan, *label, options.codec, options.head), Beside(files=options.beside)
+        )
         model = build(the_plan, contract)
         try:
             write_contract(model, contract, contract.label)
@@ -331,9 +338,9 @@ def _proven(
     raise Refused(f"not proven: {reason}")
 
 
-def _write(folder: Path, model: onnx.ModelProto, contract: Contract) -> Path:
+def _write(folder: Path, model: onnx.ModelProto, beside: Mapping[str, Path]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / "model.onnx.tmp"
-    onnx.save(model, str(beside))
-    os.replace(beside, folder / "model.onnx")
+    for name, path in beside.items():
+        write_whole(folder / name, path.read_bytes())
+    write_whole(folder / "model.onnx", model.SerializeToString())
     return folder / "model.onnx"

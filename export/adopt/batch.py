@@ -155,7 +155,7 @@ class Batches:
 
     def choices(self) -> Iterator[dict[str, int]]:
         """The likeliest first: one axis for all inputs alike, then every combination."""
-        able = {n: self._able(n) for n in self.streamed}
+        able = {n: self.able(n) for n in self.streamed}
         if not all(able.values()):
             return
         groups: dict[tuple[object, ...], list[str]] = {}
@@ -171,7 +171,8 @@ class Batches:
             if chosen not in seen:
                 yield dict(zip(self.streamed, chosen))
 
-    def _able(self, name: str) -> list[int]:
+    def able(self, name: str) -> list[int]:
+        """Axes of an input that may be the streams', the likeliest first."""
         port = self.bench.file.inputs[name]
         shape = self.bench.shapes[name]
         time = self.timing.axes.get(name)

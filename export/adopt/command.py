@@ -61,6 +61,7 @@ def add_adopt_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--single", action="store_true", help="serve one stream at a time, whatever a batch could do")
     add("--tolerance", type=float, metavar="X", help="largest relative difference [1e-4; 5e-3 with float16]")
     add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
+    add("--tokenizer", type=Path, metavar="FILE", help="the codec text takes the tokens of this tokenizer.json")
     add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
     add("--head", default="tensor", help="tensor, classify, generate or transcribe [tensor]")
     add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
@@ -73,8 +74,10 @@ def add_adopt_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 def _adopt(args: argparse.Namespace) -> int:
     from export.adopt import AdoptOptions, Refused, Unclear, adopt
     from export.adopt.report import as_json, table
-    from pipeline.contract import CodecSpec, HeadSpec
+    from export.tokens import codec_of
+    from pipeline.contract import HeadSpec
 
+    text = codec_of(args.codec, args.tokenizer, args.head, settings_of(args.codec_setting, "--codec-setting"))
     options = AdoptOptions(
         states=args.state,
         steps=args.step,
@@ -86,13 +89,15 @@ def _adopt(args: argparse.Namespace) -> int:
         time_axis=args.time_axis,
         single=args.single,
         tolerance=args.tolerance,
-        codec=CodecSpec(args.codec, settings=settings_of(args.codec_setting, "--codec-setting")),
+        codec=text.codec,
         head=HeadSpec(
             args.head,
             output=args.head_output,
             labels=tuple(labels_of(args.labels)),
             settings=settings_of(args.head_setting, "--head-setting"),
         ),
+        beside=text.beside,
+        notes=text.notes,
     )
     try:
         adopted = adopt(args.file, args.output, options)

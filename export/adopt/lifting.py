@@ -64,8 +64,9 @@ def lift(batches: Batches, allowed: bool = True) -> Lifted:
         if found is not None:
             return found
     for name in batches.streamed:
-        if 1 not in batches.bench.shapes[name]:
-            failure = Failure(f"{name} {list(batches.bench.shapes[name])} has no axis for streams")
+        if not batches.able(name):
+            beside = " beside its time axis" if name in batches.timing.axes else ""
+            failure = Failure(f"{name} {list(batches.bench.shapes[name])} has no axis for streams{beside}")
     return Lifted("single", model, None, failure.reason)
 
 

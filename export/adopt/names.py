@@ -33,7 +33,21 @@ PLAIN = frozenset(("in", "out", "input", "output", "i", "o", "n"))
 """Words that say nothing of a state when they stand alone."""
 STATE = frozenset(
     (
-        *("state", "states", "stat", "hidden", "cell", "cache", "cached", "caches", "mem", "memory", "buf", "buffer"),
+        *(
+            "state",
+            "states",
+            "stat",
+            "st",
+            "hidden",
+            "cell",
+            "cache",
+            "cached",
+            "caches",
+            "mem",
+            "memory",
+            "buf",
+            "buffer",
+        ),
         *("carry", "carried", "context", "ctx", "h", "c", "hx", "cx", "hc", "lstm", "gru", "rnn", "past", "present"),
         *("prev", "previous", "pos", "position", "counter", "count", "offset", "overlap", "history", "kv", "recurrent"),
         *("frames_seen", "s", "tail", "delay", "queue", "fifo", "accumulator", "running", "ema"),
@@ -129,7 +143,7 @@ def sounds_like_state(name: str) -> bool:
 def sounds_like_step(name: str) -> bool:
     """``audio``, ``x``, ``input_ids``; also a mere ``input`` or ``output``, but not ``input_3``: all are called so."""
     own = words(name)
-    return any(w in STEP for w in own) or all(w in ("input", "inputs", "output", "outputs") for w in own)
+    return any(w in STEP for w in own) or all(w in ("input", "inputs", "output", "outputs", "in", "out") for w in own)
 
 
 def sounds_like_constant(name: str) -> bool:

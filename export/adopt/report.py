@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnxruntime as ort
 
+from export import markdown
 from export.adopt.adoption import Adopted
 from export.adopt.edges import Place
 from pipeline.contract import Output
@@ -149,19 +150,13 @@ def _card(adopted: Adopted) -> Iterator[str]:
     yield f"# {adopted.contract.label}"
     yield ""
     yield f"Adopted from `{adopted.source.name}`, exported by somebody else: see there for its data and its licence."
-    yield from ("", "## Contract", "", *_markdown(list(_parts(adopted))))
+    parts, parity = list(_parts(adopted)), list(_parity(adopted))
+    yield from ("", "## Contract", "", *markdown.table(parts[0], parts[1:]))
     yield from ("", "## Parity", "")
     yield (
         "Largest absolute differences; allowed: 1e-4 of a step output, 1e-4 of max(1, its size) of a state (5e-3 with"
         f" float16). onnxruntime {ort.__version__}, Python {platform.python_version()}."
     )
-    yield from ("", *_markdown(list(_parity(adopted))))
+    yield from ("", *markdown.table(parity[0], parity[1:]))
     if adopted.notes:
         yield from ("", "## Notes", "", *(f"- {note}" for note in adopted.notes))
-
-
-def _markdown(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
-    yield f"| {' | '.join(rows[0])} |"
-    yield f"|{'|'.join('---' for _ in rows[0])}|"
-    for row in rows[1:]:
-        yield f"| {' | '.join(row)} |"

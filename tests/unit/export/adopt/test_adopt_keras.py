@@ -22,6 +22,7 @@ PACKAGES = (
 MAKE = """
 import numpy as np, keras
 from keras import layers
+keras.utils.set_random_seed(3)
 x, h, c = keras.Input((%(steps)s, 8)), keras.Input((16,)), keras.Input((16,))
 states = [h, c] if "%(cell)s" == "LSTM" else [h]
 layer = layers.%(cell)s(16, return_sequences=True, return_state=True)

@@ -277,3 +277,8 @@ def test_a_cache_that_grows_at_fixed_sizes_is_told_as_what_it_is(tmp_path):
     m.show("cache_out", [1, 6, 4])
     with pytest.raises(Refused, match=r"cache grows with every step"):
         adopt(m.save(tmp_path), tmp_path / "out" / "1")
+
+
+def test_of_two_outputs_alike_the_bounded_one_is_the_hidden_state(tmp_path):
+    file = elman(tmp_path, ("input", "input_1", "output", "output_1"), 10)
+    assert pairs(file, tmp_path) == {"input_1": "output_1"}
