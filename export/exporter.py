@@ -6,7 +6,6 @@ may go in one call. What it cannot show is asked for: a step's dtype and shape, 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import onnx
 from torch import nn
 
 from export.card import CardText, write_card
+from export.files import write_whole
 from export.graph import to_onnx
 from export.measure import tolerance_of
 from export.memory import fit_memory
@@ -137,8 +137,8 @@ def export_module(
     file = folder / "model.onnx"
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in options.beside.items():
-        _write(folder / name, path.read_bytes())
-    _write(file, model.SerializeToString())
+        write_whole(folder / name, path.read_bytes())
+    write_whole(file, model.SerializeToString())
     write_card(folder / "README.md", contract, parity, file.stat().st_size, options.card)
     return Exported(file, contract, parity, (*options.notes, *notes))
 
@@ -157,13 +157,6 @@ def _stored(
     except Misfit as misfit:
         raise ModelError(f"the graph with weights in {precision} does not do what it should: {misfit}") from None
     return small, replace(parity, rows=(*parity.rows, *rows))
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    growing = file.with_name(f"{file.name}.tmp")
-    growing.write_bytes(content)
-    os.replace(growing, file)
 
 
 def _wanted(time_axis: str) -> tuple[Layout, ...]:

@@ -39,7 +39,7 @@ UNUSUAL = "ꙮ"
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A text codec whose steps are a tokenizer's tokens, and what belongs to it."""
+    """A codec, and the tokenizer that belongs to it where there is one."""
 
     codec: CodecSpec
     beside: Mapping[str, Path] = field(default_factory=dict)
@@ -81,6 +81,15 @@ def tokens_codec(file: Path, *, head: str = "generate", settings: Mapping[str, A
     if "hold_bytes" in given:
         chosen["hold_bytes"] = given["hold_bytes"]
     return Tokenized(CodecSpec("text", settings=chosen), {TOKENIZER: file}, tuple(notes))
+
+
+def codec_of(kind: str, tokenizer: Path | None, head: str, settings: Mapping[str, Any]) -> Tokenized:
+    """What --codec, --tokenizer and --codec-setting ask for. Raises ConfigError."""
+    if tokenizer is None:
+        return Tokenized(CodecSpec(kind, settings=settings))
+    if kind != "text":
+        raise ConfigError(f"--tokenizer {tokenizer} is for the codec text: give --codec text")
+    return tokens_codec(tokenizer, head=head, settings=settings)
 
 
 def prove_cut(tokenizer: Tokenizer, texts: Sequence[str] = SAMPLES) -> tuple[str | None, str]:

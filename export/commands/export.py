@@ -126,20 +126,15 @@ def _export_module(args: argparse.Namespace, command: str) -> Exported:
     from export.card import CardText
     from export.exporter import ExportOptions, export_module
     from export.load import load_module, load_weights
-    from export.tokens import Tokenized, tokens_codec
+    from export.tokens import codec_of
     from pipeline.beside import entry
-    from pipeline.contract import CodecSpec, HeadSpec
+    from pipeline.contract import HeadSpec
 
     if not args.steps:
         raise ConfigError(
             "a step's dtype and shape cannot be seen from outside: give --steps, as in --steps float32[64]"
         )
-    given = settings_of(args.codec_setting, "--codec-setting")
-    text = Tokenized(CodecSpec(args.codec, settings=given))
-    if args.tokenizer is not None:
-        if args.codec != "text":
-            raise ConfigError(f"--tokenizer {args.tokenizer} is for the codec text: give --codec text")
-        text = tokens_codec(args.tokenizer, head=args.head, settings=given)
+    text = codec_of(args.codec, args.tokenizer, args.head, settings_of(args.codec_setting, "--codec-setting"))
     beside = dict(text.beside)
     said = settings_of(args.head_setting, "--head-setting")
     if args.language_model is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -116,3 +117,19 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, capsys: pytest.
     assert main(words) == 2
     assert "is for the codec text: give --codec text" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_an_adopted_file_takes_a_tokenizer_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    made, out = tmp_path / "models" / "words" / "1", tmp_path / "models" / "theirs" / "1"
+    assert main(export(made, "byte-level", "--head", "generate")) == 0
+    plain = load_graph(made / "model.onnx")
+    del plain.metadata_props[:]
+    theirs = tmp_path / "theirs.onnx"
+    onnx.save(plain, str(theirs))
+    words = ["adopt", str(theirs), "--output", str(out), "--codec", "text"]
+    words += ["--tokenizer", str(tokenizer_file("byte-level"))]
+    assert main(words) == 0
+    assert "a record's last word waits" in capsys.readouterr().out
+    contract = read_contract(load_graph(out / "model.onnx"), "theirs")
+    assert make_codec(contract, Beside(out)).memory_bytes == contract.codec.memory_bytes
