@@ -140,13 +140,23 @@ def build(candidate: Candidate, shape: CopyShape, seed: int) -> CopyNet:
     return net
 
 
+def accuracy_of(candidate: Candidate, length: int, folder: Path, study: Study, window: int = 0) -> NDArray[np.float64]:
+    """Share of right answers after training, for each seed; ``window``: of truncated back-propagation, 0: the whole."""
+    runs = [_trained(candidate, length, seed, folder, study, window) for seed in range(study.seeds)]
+    return np.array([1 - r.best_score for r in runs])
+
+
+def range_of(found: NDArray[np.float64]) -> str:
+    """Mean of the seeds, and their range."""
+    return f"{found.mean():.2f} ({found.min():.2f} to {found.max():.2f})"
+
+
 def _accuracy(folder: Path, study: Study) -> None:
     rows = []
     for candidate in candidates(study.units):
         cells = []
         for length in study.lengths:
-            found = [1 - _trained(candidate, length, seed, folder, study).best_score for seed in range(study.seeds)]
-            cells.append(f"{np.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+            cells.append(range_of(accuracy_of(candidate, length, folder, study)))
         rows.append([candidate.name, *cells])
     write_table(folder, "accuracy", ["net", *(f"{n} steps" for n in study.lengths)], rows)
 
@@ -190,8 +200,8 @@ def _descended(candidate: Candidate, length: int, seed: int, study: Study) -> tu
         return 1 - problem.develop().value, last
 
 
-def _trained(candidate: Candidate, length: int, seed: int, folder: Path, study: Study) -> Progress:
-    shape = CopyShape(length, items=1, batch=study.batch, updates=study.updates)
-    name = f"{candidate.name.replace(' ', '-').replace(',', '')}-{length}-{seed}-{study.schedule.clip_norm:g}"
+def _trained(candidate: Candidate, length: int, seed: int, folder: Path, study: Study, window: int = 0) -> Progress:
+    shape = CopyShape(length, items=1, batch=study.batch, updates=study.updates, window=window)
+    name = f"{candidate.name.replace(' ', '-').replace(',', '')}-{length}-{seed}-{study.schedule.clip_norm:g}-{window}"
     problem = CopyProblem(shape, build(candidate, shape, seed))
     return fit(problem, replace(study.schedule, seed=seed), folder / "runs" / name, draw=False)

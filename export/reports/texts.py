@@ -44,15 +44,13 @@ class TextStudy:
     def shape(self, kind: str, **more: object) -> TextNetShape:
         return TextNetShape(kind, self.alphabet.size, embedding=self.embedding, **more)  # type: ignore[arg-type]
 
-    def train(self, name: str, shape: TextNetShape, folder: Path, *, window: int = 0, lanes: int = 0) -> Trained:
+    def train(self, name: str, shape: TextNetShape, folder: Path) -> Trained:
         """A run in ``folder/runs/name``, taken up where it is."""
         import torch
 
         schedule = Schedule(epochs=self.epochs, learning_rate=self.learning_rate)
         torch.manual_seed(schedule.seed)
-        problem = TextProblem(
-            self.corpus, self.alphabet, shape, lanes=lanes or self.lanes, window=window or self.window
-        )
+        problem = TextProblem(self.corpus, self.alphabet, shape, lanes=self.lanes, window=self.window)
         progress = fit(problem, schedule, folder / "runs" / name, draw=False)
         problem.net.load_state_dict(progress.best)
         return Trained(problem.net.eval(), progress, problem.lane * problem.lanes * progress.epoch)
@@ -81,22 +79,23 @@ class Trained:
         """Steps a second of processor time."""
         return self.steps / self.progress.cpu_seconds
 
-    def serving_rates(self, rectangles: Sequence[tuple[int, int]], measure_s: float) -> list[float]:
-        """Steps a second of processor time in onnxruntime, for each ``(T, B)``."""
-        with TemporaryDirectory() as folder:
-            exported = export_module(self.net, Path(folder) / "net" / "1", StepInput("tokens", "int64"))
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = 1
-            session = ort.InferenceSession(str(exported.file), options, providers=["CPUExecutionProvider"])
-        states = exported.contract.states
-        rates = []
-        for steps, batch in rectangles:
-            feed = {"tokens": np.zeros((steps, batch), np.int64)}
-            feed |= {s.input: np.repeat(np.zeros(s.shape, s.dtype), batch, s.batch_axis) for s in states}
+
+def serving_rates(net: TextNet, rectangles: Sequence[tuple[int, int]], measure_s: float) -> list[float]:
+    """Steps a second of processor time in onnxruntime, for each ``(T, B)``."""
+    with TemporaryDirectory() as folder:
+        exported = export_module(net, Path(folder) / "net" / "1", StepInput("tokens", "int64"))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(str(exported.file), options, providers=["CPUExecutionProvider"])
+    states = exported.contract.states
+    rates = []
+    for steps, batch in rectangles:
+        feed = {"tokens": np.zeros((steps, batch), np.int64)}
+        feed |= {s.input: np.repeat(np.zeros(s.shape, s.dtype), batch, s.batch_axis) for s in states}
+        session.run(None, feed)
+        calls, begun = 0, time.process_time()
+        while not calls or time.process_time() - begun < measure_s:
             session.run(None, feed)
-            calls, begun = 0, time.process_time()
-            while time.process_time() - begun < measure_s:
-                session.run(None, feed)
-                calls += 1
-            rates.append(calls * steps * batch / (time.process_time() - begun))
-        return rates
+            calls += 1
+        rates.append(calls * steps * batch / (time.process_time() - begun))
+    return rates

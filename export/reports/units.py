@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export.reports.texts import TextStudy
+from export.reports.texts import TextStudy, serving_rates
 from export.reports.writing import write_picture, write_table
 
 SERVED = (16, 64)
@@ -30,7 +30,7 @@ def report(
             for width in units:
                 shape = study.shape("lstm", layers=depth, units=width, connect=connect)
                 trained = study.train(f"{depth}-{connect}-{width}", shape, folder)
-                (rate,) = trained.serving_rates([SERVED], study.measure_s)
+                (rate,) = serving_rates(trained.net, [SERVED], study.measure_s)
                 weights.append(trained.weights)
                 bits.append(trained.bits)
                 cells = (f"{trained.weights:,}", f"{trained.bits:.3f}", f"{trained.training_rate:,.0f}", f"{rate:,.0f}")

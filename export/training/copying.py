@@ -33,6 +33,8 @@ class CopyShape:
     batch: int = 64
     updates: int = 50
     """Of one epoch."""
+    window: int = 0
+    """Steps that the error goes back in training; the state is carried on. 0: as far as it must."""
 
     @property
     def inputs(self) -> int:
@@ -88,14 +90,17 @@ class CopyProblem(Problem[Copying]):
 
     def loss(self, batch: Copying, states: tuple[Tensor, ...] | None) -> Loss:
         given, kept = batch
-        nats = self.nats(self.answers(given), kept)
+        nats = self.nats(self.answers(given, self.shape.window), kept)
         return Loss(nats, float(nats.detach()) / float(np.log(2)))
 
-    def answers(self, given: Tensor) -> Tensor:
-        """Logits where a symbol was asked for, ``[items, B, symbols]``."""
-        logits, *_ = self.net(given, *self.net.initial_state(given.shape[1]))
-        asked: Tensor = logits[-self.shape.items :]
-        return asked
+    def answers(self, given: Tensor, window: int = 0) -> Tensor:
+        """Logits where a symbol was asked for, ``[items, B, symbols]``, in windows that the error does not cross."""
+        states, parts = self.net.initial_state(given.shape[1]), []
+        for part in torch.split(given, window or len(given)):
+            logits, *after = self.net(part, *states)
+            states = tuple(s.detach() for s in after)
+            parts.append(logits)
+        return torch.cat(parts)[-self.shape.items :]
 
     @staticmethod
     def nats(answers: Tensor, kept: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
 
 from export.data.topics import Corpus  # noqa: E402
+from export.nets.stack import StackShape  # noqa: E402
 from export.reports import REPORTS, activation, gradients, length, units  # noqa: E402
 from export.reports.texts import TextStudy  # noqa: E402
 from export.training.copying import CopyNet, CopyProblem, CopyShape  # noqa: E402
@@ -69,6 +70,21 @@ def test_the_norms_are_those_of_the_derivative() -> None:
         assert norms[t - 1] == pytest.approx(float(np.linalg.norm(found)), rel=1e-3)
 
 
+def test_windows_cut_the_error_and_not_the_state() -> None:
+    shape = CopyShape(length=6, items=1, symbols=4, batch=3)
+    torch.manual_seed(0)
+    problem = CopyProblem(shape, CopyNet(StackShape(shape.inputs, "gru", layers=1, units=5), shape.symbols))
+    given, kept = shape.draw(np.random.default_rng(1), 3)
+    reach = []
+    for window in (0, 4):
+        given = given.detach().requires_grad_()
+        answers = problem.answers(given, window)
+        torch.testing.assert_close(answers, problem.answers(given))
+        (slope,) = torch.autograd.grad(problem.nats(answers, kept), given)
+        reach.append([bool(s) for s in slope.flatten(1).any(1)])
+    assert reach == [[True] * 8, [False] * 4 + [True] * 4]
+
+
 def test_copying_asks_for_what_was_shown() -> None:
     shape = CopyShape(length=3, items=2, symbols=4, batch=5)
     given, kept = shape.draw(np.random.default_rng(1), 5)
@@ -113,10 +129,16 @@ def test_the_report_of_units(tmp_path: Path, study: TextStudy) -> None:
 
 
 def test_the_report_of_length(tmp_path: Path, study: TextStudy) -> None:
-    length.report(tmp_path, study, units=8, windows=(5, 20), lengths=(1, 8))
-    assert [r["window"] for r in rows(tmp_path / "truncation.csv")] == ["5 steps", "20 steps"]
-    along = rows(tmp_path / "along-time.csv")
-    assert list(along[0]) == ["in one call", "LSTM, steps/s", "minGRU, steps/s"]
+    schedule = Schedule(epochs=6, learning_rate=1e-2)
+    memory = gradients.Study(units=16, seeds=1, lengths=(2, 6), batch=32, updates=25, schedule=schedule)
+    length.report(tmp_path, memory, study, units=8, lengths=(1, 8), tokens=16)
+    table = {r["net (asked after 8 steps)"]: r for r in rows(tmp_path / "truncation.csv")}
+    linear = table["minGRU, gates begin open"]
+    assert linear["window of 8"].startswith("1.00")
+    for what in ("training", "serving"):
+        rates = rows(tmp_path / f"{what}-speed.csv")
+        assert [r[f"steps in one call, {what}"] for r in rates] == ["1", "8"]
+        assert all(float(r["minGRU, steps/s"].replace(",", "")) > 0 for r in rates)
     assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
 
 
