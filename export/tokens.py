@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.beside import entry
-from pipeline.codecs.tokenizer import CUTS, Words, read_tokenizer, token_texts
+from pipeline.codecs.tokenizer import CUTS, HOLD_BYTES, Words, read_tokenizer, token_texts
 from pipeline.contract import CodecSpec
 from pipeline.errors import ConfigError
 
@@ -78,8 +78,8 @@ def tokens_codec(file: Path, *, head: str = "generate", settings: Mapping[str, A
     elif cut is None:
         notes.append(f"every record is a text of its own, because cutting a text changes its tokens ({example})")
     chosen = {"unit": "tokens", "tokenizer": entry(TOKENIZER, content), "flush": flush, "cut": cut}
-    if "hold_bytes" in given:
-        chosen["hold_bytes"] = given["hold_bytes"]
+    if flush == "boundary" or "hold_bytes" in given:
+        chosen["hold_bytes"] = given.get("hold_bytes", HOLD_BYTES)
     return Tokenized(CodecSpec("text", settings=chosen), {TOKENIZER: file}, tuple(notes))
 
 

@@ -4,8 +4,8 @@
 
 - ``boundary``: it waits in the row until a cut follows it, or it is longer than ``hold_bytes``: then it is cut there.
   Cutting one stream's bytes differently gives the same steps; what waits when the stream ends makes its last steps.
-- ``record``: a record is a text of its own, and all its tokens are its steps: for prompts, messages, and tokenizers
-  that change nothing nowhere. Only an unfinished character waits.
+- ``record``: a record is a text of its own, and all its tokens are its steps: for prompts, for messages, and where no
+  cut leaves the tokens as they are. Only an unfinished character waits.
 
 The special tokens that a tokenizer would put around a text are never added: a stream is no sentence.
 """

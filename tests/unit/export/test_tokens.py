@@ -40,6 +40,7 @@ def test_how_a_record_ends_follows_from_the_tokenizer_and_the_head() -> None:
         text = tokens_codec(tokenizer_file(kind), head=head)
         assert text.codec.settings["flush"] == flush
         assert bool(text.notes) == (head == "classify")
+    assert tokens_codec(tokenizer_file("byte-level"), head="tensor").codec.settings["hold_bytes"] == 128
     asked = tokens_codec(tokenizer_file("unigram"), head="tensor", settings={"flush": "record", "hold_bytes": 9})
     assert (asked.codec.settings["flush"], asked.codec.settings["hold_bytes"]) == ("record", 9)
 
