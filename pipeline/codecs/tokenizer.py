@@ -23,13 +23,11 @@ from tokenizers import Tokenizer
 
 from pipeline.beside import Beside
 from pipeline.codecs.settings import Settings
+from pipeline.codecs.utf8 import REPLACEMENT
 from pipeline.contract import Contract
 
 # One thread, the caller's: the cores are the engine's.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""Stands for tokens that have no text."""
 
 VISIBLE = (
     r"[^\x00-\x20\x7f-\xa0\xad\u0300-\u036f\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2581\u3000"

@@ -6,6 +6,9 @@ from codecs import utf_8_decode
 
 from pipeline.errors import RecordError
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""Stands for bytes that are no UTF-8, and for tokens that have no text."""
+
 
 def whole_characters(held: bytes, value: bytes) -> tuple[str, bytes, int]:
     """``held`` (the beginning of a character) and a record -> its characters, what is unfinished, where that begins.

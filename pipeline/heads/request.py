@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.codecs.settings import Settings, is_integer, is_text
+from pipeline.codecs.utf8 import REPLACEMENT
 from pipeline.columns import Headers
 from pipeline.errors import RecordError
-from pipeline.heads.visible import REPLACEMENT
 
 STEPS_MAX = 2**31 - 1
 TEMPERATURE_MAX = 100.0

@@ -10,9 +10,6 @@ from codecs import utf_8_decode
 from collections.abc import Sequence
 from typing import NamedTuple
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""Stands for bytes that are no UTF-8, and for tokens that have no text."""
-
 
 class Shown(NamedTuple):
     """What one token gave."""

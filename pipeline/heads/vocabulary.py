@@ -12,9 +12,9 @@ from pipeline.beside import Beside
 from pipeline.codecs.settings import Settings, is_integer
 from pipeline.codecs.text import Vocabulary
 from pipeline.codecs.tokenizer import Tokenization
+from pipeline.codecs.utf8 import REPLACEMENT
 from pipeline.columns import Bools
 from pipeline.contract import Contract, Output
-from pipeline.heads.visible import REPLACEMENT
 
 
 @dataclass(frozen=True)
