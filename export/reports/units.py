@@ -10,6 +10,9 @@ from export.reports.writing import write_picture, write_table
 SERVED = (16, 64)
 """The rectangle that the speed of serving is measured with: 16 steps of 64 streams."""
 
+MEMORY = 20
+"""Steps that gates begin with, the same for all: else torch's own stacks would begin otherwise than dense ones."""
+
 
 def report(
     folder: Path,
@@ -28,7 +31,7 @@ def report(
         for connect in ("stacked", "dense") if depth > 1 else ("stacked",):
             weights, bits = [], []
             for width in units:
-                shape = study.shape("lstm", layers=depth, units=width, connect=connect)
+                shape = study.shape("lstm", layers=depth, units=width, connect=connect, memory=MEMORY)
                 trained = study.train(f"{depth}-{connect}-{width}", shape, folder)
                 (rate,) = serving_rates(trained.net, [SERVED], study.measure_s)
                 weights.append(trained.weights)
