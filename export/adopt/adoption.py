@@ -199,6 +199,8 @@ def _bench(file: File, given: _Given, options: AdoptOptions) -> tuple[Bench, lis
     guesses = [g for g in guessed(file, settled, claimed) if g.name not in given.headers]
     own = {n: guess(file, file.inputs[n]) for n in given.headers}
     constants = {**{g.name: g.value for g in (*guesses, *own.values())}, **given.constants}
+    for name in set(own) & set(given.shapes):
+        constants[name] = np.broadcast_to(constants[name].reshape(-1)[:1], given.shapes[name]).copy()
     bench = Bench.of(file, constants)
     shapes = {**{n: v.shape for n, v in given.initial.items() if v.ndim == len(file.inputs[n].dims)}, **given.shapes}
     bench.find_base(shapes, options.hop)

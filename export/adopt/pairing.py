@@ -6,7 +6,7 @@ shows where a recurrent node begins and ends. A name is believed where nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -60,7 +60,7 @@ def find_pairs(bench: Bench, said: Said) -> Pairs:
         [n for n in ports if n not in said.states and n not in said.steps],
         [o for o in outputs if o not in said.states.values()],
     )
-    _refuse_growth(bench, feed, base, {**named, **said.states})
+    _refuse_growth(bench, feed, base, {**named, **said.states}, said.steps)
     if not said.complete:
         open_in = [n for n in bench.shapes if n not in said.states and n not in said.steps]
         open_out = [o for o in outputs if o not in said.states.values()]
@@ -78,7 +78,7 @@ def find_pairs(bench: Bench, said: Said) -> Pairs:
                 f"state {n} {list(bench.shapes[n])} comes back as {o} {list(base[o].shape)}: a state keeps its shape"
                 " and dtype; correct the pair"
             )
-    _check_ends(bench, found, graph)
+    _check_ends(bench, found, graph, said)
     if not found.states:
         raise Refused(
             "no input comes back as an output: the file keeps no state between calls; export it with its states as"
@@ -283,11 +283,11 @@ def _question(
 
 
 def _refuse_growth(
-    bench: Bench, feed: Mapping[str, Array], base: Mapping[str, Array], named: Mapping[str, str]
+    bench: Bench, feed: Mapping[str, Array], base: Mapping[str, Array], named: Mapping[str, str], steps: Set[str]
 ) -> None:
     """A cache that is longer when it comes back, by name or because all its numbers stand in what is longer."""
     for n, port in bench.file.inputs.items():
-        if n not in bench.shapes or sounds_like_step(n):
+        if n not in bench.shapes or sounds_like_step(n) or n in steps:
             continue
         for o, out in base.items():
             if out.dtype != port.dtype or out.ndim != len(port.dims):
@@ -307,7 +307,7 @@ def _refuse_growth(
                 )
 
 
-def _check_ends(bench: Bench, found: Pairs, graph: Carrier) -> None:
+def _check_ends(bench: Bench, found: Pairs, graph: Carrier, said: Said) -> None:
     """A beginning that nothing gives back, and a layer that carries its state against the time."""
     for n in bench.shapes:
         begun = graph.begins.get(n, set())
@@ -318,7 +318,9 @@ def _check_ends(bench: Bench, found: Pairs, graph: Carrier) -> None:
                     f"state {n} belongs to a layer that runs backwards over time (bidirectional or reverse): what comes"
                     " later is not there yet in a stream; train the model with a forward layer"
                 )
-        elif begun or (sounds_like_state(n) and not sounds_like_step(n)):
+        elif n in said.steps:
+            continue
+        elif begun or (not said.complete and sounds_like_state(n) and not sounds_like_step(n)):
             raise Refused(
                 f"state {n} {list(bench.shapes[n])} has no output: nothing gives it back for the next step; export the"
                 " model with its last state as an output (or say what it is: --step"

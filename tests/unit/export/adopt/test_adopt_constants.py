@@ -154,3 +154,20 @@ def test_an_input_without_the_time_axis_of_the_others_is_asked_about(tmp_path):
     assert as_json(adopt(file, tmp_path / "a" / "1", AdoptOptions(stream_constants=["weights"])))["time_axis"] == 1
     as_step = as_json(adopt(file, tmp_path / "b" / "1", AdoptOptions(steps=["weights"])))
     assert (as_step["time_axis"], [i["name"] for i in as_step["inputs"]]) == (None, ["x", "weights"])
+
+
+async def test_a_streams_vector_of_a_size_that_the_file_leaves_open(tmp_path):
+    m = Maker()
+    for name, dims in (("x", ["b", 4]), ("voice", ["b", "d"]), ("h", ["b", 4])):
+        m.give(name, dims)
+    toned = m.op("Add", "x", m.op("ReduceSum", "voice", m.value([1]), keepdims=1))
+    m.op("Add", m.op("Mul", "h", m.value(0.5)), toned, out="hn")
+    m.op("Tanh", "hn", out="y")
+    m.show("y", ["b", 4])
+    m.show("hn", ["b", 4])
+    options = AdoptOptions(stream_constants=["voice"], shapes=["voice=1,3"])
+    adopted = adopt(m.save(tmp_path), tmp_path / "out" / "1", options)
+    assert adopted.contract.constants[0].shape == (1, 3)
+    step = np.zeros(4, np.float32).tobytes()
+    got, _, _ = await served(adopted.file, [(b"a", step, [("eddy-voice", b"0.25, 0.5, -1")])])
+    assert np.allclose(np.frombuffer(got[b"a"], "<f4"), np.tanh(-0.25))

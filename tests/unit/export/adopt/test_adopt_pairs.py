@@ -282,3 +282,18 @@ def test_a_cache_that_grows_at_fixed_sizes_is_told_as_what_it_is(tmp_path):
 def test_of_two_outputs_alike_the_bounded_one_is_the_hidden_state(tmp_path):
     file = elman(tmp_path, ("input", "input_1", "output", "output_1"), 10)
     assert pairs(file, tmp_path) == {"input_1": "output_1"}
+
+
+def test_a_step_that_sounds_like_a_state_is_one_where_it_is_said(tmp_path):
+    m = Maker()
+    for name, width in (("x", 6), ("context", 3), ("h", 5)):
+        m.give(name, ["b", width])
+    fresh = m.op("Add", m.linear("x", 6, 5), m.linear("context", 3, 5))
+    m.op("Tanh", m.op("Add", fresh, m.op("MatMul", "h", m.random(5, 5))), out="hn")
+    m.op("Identity", m.linear("hn", 5, 2), out="y")
+    m.show("y", ["b", 2])
+    m.show("hn", ["b", 5])
+    file = m.save(tmp_path)
+    with pytest.raises(Refused, match=r"context .* has no output.*--step context"):
+        adopt(file, tmp_path / "out" / "1")
+    assert pairs(file, tmp_path, steps=["context"]) == {"h": "hn"}
