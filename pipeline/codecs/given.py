@@ -89,11 +89,14 @@ def _read(constant: Constant, text: bytes) -> bytes:
         value = np.array(json.loads(f"[{words}]"))
         if value.dtype.kind not in "biuf":
             raise ValueError("no numbers")
-        cast = value.astype(constant.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is told below
+            cast = value.astype(constant.dtype)
+        if not np.isfinite(value).all() or not np.isfinite(cast).all():
+            raise ValueError("not finite")
         whole = not constant.dtype.startswith("float")
         if (whole and not np.array_equal(cast, value)) or cast.size * cast.itemsize != constant.nbytes:
             raise ValueError(f"not of {constant.dtype}{list(constant.shape)}")
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:  # brackets in brackets, as deep as a header is long
         shown = text[:40].decode(errors="replace")
         raise RecordError(
             REASON,

@@ -36,7 +36,7 @@ class Finished:
     """The outputs named by ``Head.reads``. ``keeps`` "all": ``[n_steps, *shape]``, record after record. ``keeps``
     "last": ``[n, *shape]``, that of the record's last step (anything where ``counts`` is 0)."""
     ended: Bools
-    """bool ``[n]``: records with a null value, which end their stream; their steps, mostly none, waited in the codec."""
+    """bool ``[n]``: records with a null value, which end their stream; their steps, if any, waited in the codec."""
 
 
 @dataclass(slots=True)
