@@ -77,7 +77,7 @@ class LanguageTask(Task):
             codec=CodecSpec("text", settings={"unit": "bytes"}),
             head=HeadSpec("classify", output="logits", labels=tuple(run.settings["languages"])),
             card=_card(run, sum(p.numel() for p in net.parameters())),
-            about={},
+            about={"packages": run.described["packages"]},
         )
 
     def score(self, model: Path, about: Mapping[str, Any], *, baselines: bool = False) -> Scores:
