@@ -235,15 +235,10 @@ class _Edge:
                 chain.reshape([1, *dims], ["B", *others])
             else:
                 chain.relabel({place.batch: "B"})
-            if layout[0] is not None:
-                raise ValueError(f"{place.name} has no time axis")
         else:
             chain.transpose([*lead, place.time, *others])
             if place.hop > 1:
-                chain.reshape(
-                    [*(0 for _ in lead or [1]), -1, place.hop, *dims] if lead else [1, -1, place.hop, *dims],
-                    ["B", "T", place.time, *others],
-                )
+                chain.reshape([0 if lead else 1, -1, place.hop, *dims], ["B", "T", place.time, *others])
             elif place.batch is None:
                 chain.reshape([1, -1, *dims], ["B", "T", *others])
             else:

@@ -105,9 +105,10 @@ def first_states(bench: Bench, contract: Contract) -> dict[str, Array]:
     return found
 
 
-def _step_of(value: Array, shape: tuple[int, ...], state: object) -> Array:
-    if state is not None and getattr(state, "batch_axis", None) is not None:
-        value = np.moveaxis(value, state.batch_axis, 0)  # type: ignore[attr-defined]
+def _step_of(value: Array, shape: tuple[int, ...], shown: State | None) -> Array:
+    """One step's output as the contract has it. ``shown``: the state that it is."""
+    if shown is not None and shown.batch_axis is not None:
+        value = np.moveaxis(value, shown.batch_axis, 0)
     return value.reshape(shape)
 
 

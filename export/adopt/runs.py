@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from export.adopt.file import Array, File, Port, opened
+from export.adopt.file import Array, File, opened
 from export.adopt.verdict import Fails, Refused
 from export.measure import measure
 
@@ -211,8 +211,3 @@ class Bench:
             if finite and not all(np.isfinite(o).all() for o in outputs.values() if o.dtype.kind == "f"):
                 return False
         return True
-
-
-def size_of(port: Port, shape: Sequence[int]) -> str:
-    """For messages."""
-    return f"{port.name} {port.dtype}{list(shape)}"

@@ -214,3 +214,48 @@ def test_where_there_is_no_sequence_either_they_are_asked_for(tmp_path):
         ("p", "u", "given"),
         ("q", "v", "given"),
     ]
+
+
+@pytest.mark.parametrize("streams", ["b", 1])
+async def test_one_frame_in_and_many_samples_out(tmp_path, streams):
+    m = Maker()
+    m.give("frames", [streams, "t", 8])
+    m.give("h", [streams, 8])
+    total = m.op("Add", m.op("CumSum", "frames", m.value(1)), m.op("Unsqueeze", "h", m.value([1])))
+    m.op("Gather", total, m.value(np.array(-1)), axis=1, out="hn")
+    samples = m.op("Tanh", m.op("MatMul", total, m.random(8, 160, scale=0.05)))
+    shape = m.op("Concat", m.op("Slice", m.op("Shape", "frames"), m.value([0]), m.value([1])), m.value([-1]), axis=0)
+    m.op("Reshape", samples, shape, out="wave")
+    m.show("wave", [streams, "n"])
+    m.show("hn", [streams, 8])
+    states = {"h": ("hn", np.zeros((1, 8), np.float32))}
+    result = await check(m.save(tmp_path), tmp_path, lambda s: {"frames": s[None, None]}, states, "wave", steps(7, 8))
+    assert (result["time_axis"], result["hop"], result["outputs"][0]["step"]) == (1, 1, [160])
+
+
+async def test_sound_without_an_axis_for_streams(tmp_path):
+    m = Maker()
+    m.give("audio", ["n"])
+    m.give("tail", [4])
+    joined = m.op("Concat", "tail", "audio", axis=0)
+    frames = m.op("Conv", m.op("Reshape", joined, m.value([1, 1, -1])), m.random(3, 1, 8), strides=[4])
+    m.op("Transpose", m.op("Squeeze", frames, m.value([0])), perm=[1, 0], out="y")
+    m.op("Slice", joined, m.value([-4]), m.value([2**31]), m.value([0]), out="tail_out")
+    m.show("y", ["t", 3])
+    m.show("tail_out", [4])
+    states = {"tail": ("tail_out", np.zeros(4, np.float32))}
+    result = await check(m.save(tmp_path), tmp_path, lambda s: {"audio": s}, states, "y", steps(7, 4))
+    assert (result["time_axis"], result["hop"], result["batching"]) == (0, 4, "single")
+
+
+async def test_channels_time_streams_in_this_order(tmp_path):
+    m = Maker()
+    m.give("x", [3, "t", "b"])
+    m.give("h", [3, "b"])
+    m.op("Add", m.op("CumSum", "x", m.value(1)), m.op("Unsqueeze", "h", m.value([1])), out="y")
+    m.op("Gather", "y", m.value(np.array(-1)), axis=1, out="hn")
+    m.show("y", [3, "t", "b"])
+    m.show("hn", [3, "b"])
+    states = {"h": ("hn", np.zeros((3, 1), np.float32))}
+    result = await check(m.save(tmp_path), tmp_path, lambda s: {"x": s[:, None, None]}, states, "y", steps(7, 3))
+    assert (result["time_axis"], result["inputs"][0]["batch_axis"], result["states"][0]["batch_axis"]) == (1, 2, 1)
