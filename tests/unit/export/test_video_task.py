@@ -18,15 +18,6 @@ from pipeline.model_file import load_graph, read_contract  # noqa: E402
 from services.cli import main  # noqa: E402
 
 SMALL = ["--epochs=2", "--updates=40", "--frames=5", "--threads=1", "--learning-rate=0.004"]
-    "--epochs=2",
-    "--updates=40",
-    "--channels=8",
-    "--units=48",
-    "--lanes=32",
-    "--frames=4",
-    "--threads=1",
-    "--learning-rate=0.01",
-]
 
 
 def test_frames_may_come_one_by_one() -> None:
