@@ -11,7 +11,14 @@ from typing import ClassVar
 from pipeline.contract import Contract
 from services.screen import Screen
 
-MODELS = Path(__file__).parents[2] / "models"
+
+def shipped_model(name: str) -> Path | None:
+    """Folder of a shipped model: in the clone that this code is run from, or in the one that we are in; None: in none.
+
+    An installed package has no models: they are the clone's.
+    """
+    places = (Path(__file__).parents[2] / "models" / name, Path("models") / name)
+    return next((place for place in places if place.exists()), None)
 
 
 @dataclass(frozen=True, slots=True)

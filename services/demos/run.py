@@ -22,7 +22,7 @@ from pipeline.contract import Contract
 from pipeline.errors import ContractError, EddyError, ModelError
 from pipeline.model_file import find_model, load_graph, read_contract
 from services.broker import BrokerUnavailable
-from services.demos.base import MODELS, Demo
+from services.demos.base import Demo, shipped_model
 from services.demos.roads import PARTITIONS, Road, kafka_road, memory_road
 from services.screen import Screen
 
@@ -60,10 +60,12 @@ async def _run(demo: Demo, path: Path | None) -> None:
 
 def _open(demo: Demo, path: Path | None) -> tuple[Path, Contract]:
     """The model's file and contract. Raises ModelError, and ContractError unless its head is the demo's."""
-    shipped = MODELS / demo.model
-    if path is None and not shipped.exists():
-        raise ModelError(f"the shipped model is not at {shipped}: run the demo from a clone, or give --model")
-    file = find_model(path or shipped)
+    folder = path or shipped_model(demo.model)
+    if folder is None:
+        raise ModelError(
+            f"the shipped model {demo.model!r} is not here: run the demo in a clone's folder, or give --model"
+        )
+    file = find_model(folder)
     contract = read_contract(load_graph(file), str(file))
     if contract.head.kind != demo.head:
         raise ContractError(

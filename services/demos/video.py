@@ -1,6 +1,7 @@
 """``eddy demo video``: a digit moves over a canvas, frame by frame; which one is it, and where does it go?
 
-The digits are drawn with Pillow's own font and sent as PNG frames; the model learnt from handwriting.
+The digits are handwriting that the model did not learn from, where scikit-learn is installed, which brings it; else they
+are drawn in Pillow's own font. They are sent as PNG frames.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.contract import Contract
@@ -17,14 +21,18 @@ from pipeline.errors import ContractError
 from services.demos.base import Came, Demo, Sent, percent
 from services.screen import Screen
 
+Picture: TypeAlias = NDArray[np.uint8]
 FRAMES = 8
 PACE_S = 0.2
-DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
-"""Name -> rows and columns that it moves by, a frame."""
+STEPS = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}
+"""Direction -> rows and columns; two words, ``down left``, are both."""
+WAYS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
+SPEED = 2
+"""Pixels a frame."""
 SIZE = 8
 """Rows and columns of a digit."""
-FINE = 4
-"""Drawn so many times finer, then averaged: soft edges, as a scanned digit has."""
+DRAWN_COLUMNS = 5
+"""Of a drawn digit: as wide as most that are written."""
 
 
 class VideoDemo(Demo):
@@ -38,8 +46,8 @@ class VideoDemo(Demo):
     waits = "frame to its answer"
 
     def __init__(self) -> None:
-        ways = list(DIRECTIONS)
-        self._wanted = {f"camera-{digit}": f"{digit} {ways[digit % len(ways)]}" for digit in range(10)}
+        self._wanted = {f"camera-{digit}": f"{digit} {WAYS[digit % len(WAYS)]}" for digit in range(10)}
+        self._digits, self._origin = _written() if find_spec("sklearn") is not None else _drawn()
         self._answers: dict[str, list[str]] = {key: [] for key in self._wanted}
 
     def streams(self) -> Sequence[str]:
@@ -58,7 +66,7 @@ class VideoDemo(Demo):
         sent = [
             Sent(key, frame, at_s=PACE_S * number)
             for key, wanted in self._wanted.items()
-            for number, frame in enumerate(_film(wanted, rows))
+            for number, frame in enumerate(_film(self._digits, wanted, rows))
         ]
         return sorted(sent, key=lambda record: record.at_s)
 
@@ -79,29 +87,44 @@ class VideoDemo(Demo):
             return sum(a[frames - 1 : frames] == [self._wanted[key]] for key, a in self._answers.items())
 
         said = ", ".join(f"{right(n)} after {n}" for n in (1, 2, 4, FRAMES))
-        return f"digit and direction right for {said} frames, of {len(self._wanted)} streams"
+        streams = len(self._wanted)
+        return f"digit and direction right for {said} frames, of {streams} streams; the digits are {self._origin}"
 
 
-def _film(wanted: str, rows: int) -> list[bytes]:
+def _film(digits: Sequence[Picture], wanted: str, rows: int) -> list[bytes]:
     """PNG frames of one digit moving one way, over the edge and in again on the other side."""
-    digit, way = wanted.split()
-    down, right = DIRECTIONS[way]
-    drawn = _digit(digit)
+    digit, way = wanted.split(" ", 1)
+    down, right = np.sum([STEPS[word] for word in way.split()], axis=0).tolist()
     canvas = np.zeros((rows, rows), np.uint8)
-    canvas[:SIZE, :SIZE] = drawn
+    canvas[:SIZE, :SIZE] = digits[int(digit)]
     start = (rows - SIZE) // 2
     frames = []
     for number in range(FRAMES):
-        picture = np.roll(canvas, (start + 2 * number * down, start + 2 * number * right), (0, 1))
+        shift = (start + SPEED * number * down, start + SPEED * number * right)
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "PNG")
+        Image.fromarray(np.roll(canvas, shift, (0, 1))).save(file, "PNG")
         frames.append(file.getvalue())
     return frames
 
 
-def _digit(digit: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """uint8 ``[8, 8]``, white on black."""
-    side = SIZE * FINE
-    picture = Image.new("L", (side, side))
-    ImageDraw.Draw(picture).text((side / 2, side / 2), digit, 255, ImageFont.load_default(side), anchor="mm")
-    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX))
+def _written() -> tuple[list[Picture], str]:
+    """The first held-out image of each digit, uint8 ``[8, 8]``, white on black."""
+    from export.data.digits import load_digits
+
+    data = load_digits("held_out")
+    first = [int(np.flatnonzero(data.digits == digit)[0]) for digit in range(10)]
+    return [np.rint(255 * data.images[i]).astype(np.uint8) for i in first], "held-out handwriting"
+
+
+def _drawn() -> tuple[list[Picture], str]:
+    """The same, drawn."""
+    pictures = []
+    for digit in range(10):
+        fine = Image.new("L", (16 * SIZE, 16 * SIZE))
+        ImageDraw.Draw(fine).text((8 * SIZE, 8 * SIZE), str(digit), 255, ImageFont.load_default(8 * SIZE), anchor="mm")
+        columns = 2 if digit == 1 else DRAWN_COLUMNS
+        small = fine.crop(fine.getbbox()).resize((columns, SIZE), Image.Resampling.BOX)
+        whole = Image.new("L", (SIZE, SIZE))
+        whole.paste(small, ((SIZE - columns) // 2, 0))
+        pictures.append(np.asarray(whole))
+    return pictures, "drawn in a font (install scikit-learn for handwriting)"
