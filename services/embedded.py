@@ -12,6 +12,7 @@ import base64
 import os
 import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -36,6 +37,8 @@ from services.jars import (
 START_TIMEOUT_S = 60.0
 """A cold machine needs a few seconds; after a kill -9 the controller first has to forget the broker that died."""
 STOP_TIMEOUT_S = 2.5
+ARCHIVE_TIMEOUT_S = 120.0
+"""Java writes its class archive in seconds, but in minutes where other processes have the cores."""
 
 # On an ephemeral port (32768 and above) a restarted broker may find that a client of its own has taken it.
 PORTS = range(20_000, 32_000)
@@ -239,7 +242,8 @@ class Broker:
             with exclusive(folder):
                 if not archive.exists():
                     self._train(base, archive)
-            base[1:1] = ["-Xlog:disable", "-Xlog:all=error:stderr", f"-XX:AOTCache={archive}"]
+            if archive.exists():
+                base[1:1] = ["-Xlog:disable", "-Xlog:all=error:stderr", f"-XX:AOTCache={archive}"]
         if self._data is None:
             self._data = Path(tempfile.mkdtemp(prefix="eddy-broker-"))
         try:
@@ -258,7 +262,10 @@ class Broker:
         return base
 
     def _train(self, base: list[str], archive: Path) -> None:
-        """One short run of a broker of its own, whose classes Java then writes to ``archive``."""
+        """One short run of a broker of its own, whose classes Java then writes to ``archive``.
+
+        None is written if that takes too long: this start is a slower one then, and the next tries again.
+        """
         self._progress("preparing Java's class archive", 0, 1)
         scratch = Path(tempfile.mkdtemp(prefix=".train-", dir=archive.parent))
         trainee = Broker(scratch / "data")
@@ -274,9 +281,14 @@ class Broker:
             process = trainee._process
             if process is not None:
                 process.terminate()
-                process.wait(START_TIMEOUT_S)
-            if unfinished.exists():
-                unfinished.replace(archive)
+                try:
+                    process.wait(ARCHIVE_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    # Java writes it in a child, which would go on: the whole session ends.
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    if unfinished.exists():
+                        unfinished.replace(archive)
         finally:
             trainee._kill_process()
             shutil.rmtree(scratch, ignore_errors=True)

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from services import jars
+from services import embedded, jars
 from services.broker import Broker, add_broker_parser
 from services.embedded import answers, is_free
 from services.jars import BrokerUnavailable
@@ -62,6 +62,25 @@ def test_a_killed_broker_comes_back_with_its_data(own_broker: Broker) -> None:
     own_broker.restart()
     assert own_broker.address == address
     assert produce_and_read(address, "kept", b"after") == b"before"
+
+
+def test_where_java_is_slow_to_write_its_class_archive_the_broker_starts_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "eddy" / f"kafka-{jars.KAFKA_VERSION}"
+    folder.mkdir(parents=True)
+    for jar in jars.verified_jars(jars.cache_folder() / folder.name):
+        (folder / jar.name).symlink_to(jar)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(embedded, "ARCHIVE_TIMEOUT_S", 0.0)
+    broker = Broker()
+    broker.start()
+    try:
+        assert answers(int(broker.address.rpartition(":")[2]))
+        assert not list(folder.glob("*.aot"))
+        assert not list(folder.glob(".train-*"))
+    finally:
+        broker.stop()
 
 
 def test_a_broker_ends_with_the_process_that_started_it() -> None:
