@@ -42,7 +42,7 @@ HOLD_BYTES = 128
 HOLD_BYTES_MAX = 4000
 KNOWN_MAX = 50_000
 KNOWN_BYTES_MAX = 16_000_000
-"""How much is kept of words met before, and what their tokens take."""
+"""How much is kept of words met before, with or without tokens, and what these take."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -233,12 +233,13 @@ class KnownWords:
         new = [word for word in set(words) if word not in known]
         strangers = len(self.strangers)
         for word, ids in zip(new, self._tokenization.encode(new)):
+            self._bytes += len(word)
             if ids is None:
                 self.strangers.add(word)
                 self._known[word] = None
                 continue
             tokens = self._known[word] = np.array(ids, self._dtype).tobytes()
-            self._bytes += len(word) + len(tokens)
+            self._bytes += len(tokens)
         return len(self.strangers) > strangers
 
     def tokens(self, words: Iterable[str]) -> list[bytes]:

@@ -109,6 +109,16 @@ def test_what_is_known_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(known._known) <= 15
 
 
+def test_words_without_tokens_count_into_that_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.codecs.tokenizer.KNOWN_BYTES_MAX", 10_000)
+    codec = codec_of("word-level without unknown", flush="record", cut=None)
+    memory = np.zeros((1, codec.memory_bytes), np.uint8)
+    for i in range(20):
+        steps = codec.decode([b"%d" % i * 2_000], np.array([0]), memory)
+        assert steps.failed[0].reason == "vocabulary"
+    assert sum(map(len, codec._known._known)) <= 15_000
+
+
 def test_truncation_and_padding_in_the_file_are_not_for_streams(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file("byte-level")))
     tokenizer.enable_truncation(2)
