@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 EXAMPLES = """examples:
   eddy train text                                            Python's reference topics, about 10 minutes
   eddy train text --data book.txt --net gru --units 128 --output runs/book
-  eddy train --report gradients                              vanishing gradients: a picture and a table, 10 minutes
+  eddy train --report gradients                              vanishing gradients: a picture and a table, 5 minutes
   eddy export --checkpoint runs/text/checkpoint.pt --output models/my-text/1
 
 Ctrl-C is safe: the same command goes on after the last finished epoch."""

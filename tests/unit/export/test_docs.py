@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from export.reports import REPORTS
 from pipeline.beside import Beside
 from pipeline.contract import Contract
 from pipeline.errors import ContractError
 from pipeline.heads import make_head
 from pipeline.model_file import load_graph, read_contract
+from services.cli import build_parser
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,3 +88,23 @@ class Speech(torch.nn.Module):
     assert make_head(contract, Beside(file.parent)).memory_bytes == contract.head.memory_bytes
     with pytest.raises(ContractError, match=r"needs the file 'lm\.bin' from beside"):
         make_head(contract)
+
+
+def test_the_guide_shows_what_its_commands_measured() -> None:
+    """Its tables are the reports', its pictures are there, and its commands are ones that can be given."""
+    guide, measured = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"), ROOT / "docs" / "measured"
+    tables = sorted(measured.glob("*.md"))
+    assert len(tables) >= 6
+    for table in tables:
+        assert table.read_text(encoding="utf-8") in guide, f"{table.name} is not in the guide as it was measured"
+        header, *lines = csv.reader(table.with_suffix(".csv").read_text().splitlines())
+        assert f"| {' | '.join(header)} |" in guide
+        assert all(f"| {' | '.join(line)} |" in guide for line in lines)
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", guide)
+    assert sorted(pictures) == sorted(f"measured/{f.name}" for f in measured.glob("*.png"))
+    assert all(0 < (ROOT / "docs" / picture).stat().st_size < 150_000 for picture in pictures)
+    commands = re.findall(r"^(eddy .+)$", guide, re.MULTILINE) + re.findall(r"`(eddy demo .+?)`", guide)
+    for command in commands:
+        build_parser().parse_args(shlex.split(command)[1:])
+    asked = {c.split()[-1] for c in commands if "--report" in c}
+    assert asked == set(REPORTS)
