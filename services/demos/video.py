@@ -1,6 +1,6 @@
 """``eddy demo video``: a digit moves over a canvas, frame by frame; which one is it, and where does it go?
 
-The digits are handwriting that the model did not learn from, where scikit-learn is installed, which brings it; else they
+The digits are handwriting that the model did not learn from, where scikit-learn, its source, is installed; else they
 are drawn in Pillow's own font. They are sent as PNG frames.
 """
 
