@@ -173,7 +173,7 @@ class Contract:
 
     @cached_property
     def digest(self) -> bytes:
-        """Eight bytes that change when a snapshot of one model cannot be read by another: the state schema."""
+        """Eight bytes of the state schema: what is in a row, and how wide. (Snapshots: ``snapshots.digest_of``.)"""
         schema: dict[str, list[Any]] = {
             "states": [[s.input, s.dtype, list(s.shape), s.batch_axis] for s in self.states],
             "codec": [self.codec.kind, self.codec.memory_bytes],

@@ -12,7 +12,7 @@ from pipeline.engine import Arena
 from pipeline.errors import SlotsExhausted, TakeoverError
 from pipeline.partition import MARK_VERSION, Mark, Memory
 from pipeline.streams.slots import Index, Slots
-from pipeline.streams.snapshots import Restored, overlay, restore, split
+from pipeline.streams.snapshots import OTHER_ROWS, Restored, overlay, restore, split
 from pipeline.transport.base import LogRange, Transport
 
 
@@ -81,7 +81,7 @@ def check(found: Found, digest: bytes) -> Start | None:
         mark.version <= MARK_VERSION,
         f"written by a newer worker (metadata version {mark.version}, this one reads {MARK_VERSION}); update this one",
     )
-    need(mark.digest == digest, _other_schema(mark.digest, digest))
+    need(mark.digest == digest, _other_rows(mark.digest, digest))
     need(restored.problem is None, restored.problem or "")
     need(mark.committed == offset, f"offset {offset} does not match its metadata's C {mark.committed}")
     need(
@@ -103,10 +103,10 @@ def check(found: Found, digest: bytes) -> Start | None:
     return Start(offset, mark.replay_from, mark.tag)
 
 
-def _other_schema(written: bytes, mine: bytes) -> str:
+def _other_rows(written: bytes, mine: bytes) -> str:
     return (
-        f"the group's states were written by a model with another state schema ({written.hex()}, this one is"
-        f" {mine.hex()}); run the old model, or another --group"
+        f"the group's states were written by a model with {OTHER_ROWS} ({written.hex()}, this one is {mine.hex()}); run"
+        " the old model, or another --group"
     )
 
 

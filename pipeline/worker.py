@@ -42,6 +42,7 @@ from pipeline.poll import Poll
 from pipeline.pump import Pump
 from pipeline.scheduler import Limits
 from pipeline.streams.slots import Slots
+from pipeline.streams.snapshots import digest_of
 from pipeline.transport.base import Transport
 
 log = logging.getLogger(__name__)
@@ -92,13 +93,14 @@ class Worker:
         self._outlet = Outlet(
             contract, head, self._slots, header_model=config.header_model, header_source=config.header_source
         )
-        self._lane = Lane(transport, Tags(os.urandom(8)), contract.digest, head.merge)
+        digest = digest_of(contract)
+        self._lane = Lane(transport, Tags(os.urandom(8)), digest, head.merge)
         self._ownership = Ownership(
             transport,
             self._lane,
             self._slots,
             self._engine.arena,
-            contract.digest,
+            digest,
             metrics,
             self._running,
             self._fail,

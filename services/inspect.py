@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.contract import Constant, Contract
 from pipeline.errors import ConfigError
 from pipeline.model_file import find_model, load_graph, read_contract
+from pipeline.streams.snapshots import digest_of
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -28,13 +29,15 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def measure(contract: Contract, file: Path, slots: int) -> dict[str, Any]:
-    """Sizes in bytes: of the file, of one stream's row, of everything ``slots`` streams need."""
+    """Sizes in bytes: of the file, of one stream's row, of everything ``slots`` streams need. And what a snapshot of it
+    says that it is of."""
     states = {d: sum(s.size for s in group) for d, group in contract.states_by_dtype().items()}
     row = sum(s.initial_array().nbytes for s in contract.states)
     memory = contract.given_bytes + contract.codec.memory_bytes + contract.head.memory_bytes
     return {
         "file": str(file),
         "file_bytes": file.stat().st_size,
+        "snapshot_digest": digest_of(contract).hex(),
         "row_elements": states,
         "row_bytes": row + memory,
         "slots": slots,
@@ -47,7 +50,8 @@ def measure(contract: Contract, file: Path, slots: int) -> dict[str, Any]:
 def _table(contract: Contract, costs: dict[str, Any]) -> Iterator[str]:
     axes = {0: "[T, B, ...]", 1: "[B, T, ...]", None: "[B, ...]"}[contract.time_axis]
     yield f"{contract.label}   {costs['file']}, {size(costs['file_bytes'])}"
-    yield f"digest      {contract.digest.hex()}   (of what a snapshot of it holds)"
+    yield f"digest      {contract.digest.hex()}   (of the state schema)"
+    yield f"snapshots   {costs['snapshot_digest']}   (that, and what codec and head read a row by)"
     yield f"axes        {axes}{'' if contract.batching == 'batched' else '   one stream a call'}"
     yield from _rows("step", ((s.name, s.dtype, s.shape, "") for s in contract.steps))
     yield from _rows("constant", ((c.name, c.dtype, c.shape, _value(c)) for c in contract.constants))

@@ -2,22 +2,46 @@
 
 Value: a header of 24 bytes, then the row (model states by dtype, the codec's memory, the head's memory)::
 
-    version u8 | flags u8 (1: ended) | zero, 6 bytes | digest of the state schema, 8 bytes | A, int64 little-endian
+    version u8 | flags u8 (1: ended) | zero, 6 bytes | digest (``digest_of``), 8 bytes | A, int64 little-endian
 
 An ended stream has the header alone (X5): A is the offset of the record that ended it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from pipeline.beside import names_file
 from pipeline.columns import I64, U8, Changelog, Records
+from pipeline.contract import Contract
 
 VERSION = 1
 ENDED = 1
 HEADER = 24
+OTHER_ROWS = "another state schema, or other settings of its codec or head"
+ROW_SETTINGS = ("step_s",)
+"""Of a head: what it counts in a row goes by them. The others say what it makes of the row, from now on."""
+
+
+def digest_of(contract: Contract) -> bytes:
+    """Eight bytes that change when a row of one model means something else to another: its state schema, and what the
+    memory of codec and head is read by. That is all of the codec's settings (an alphabet, a rate, a tokenizer's
+    sha256), and the head's labels and files."""
+    meaning: dict[str, Any] = {}
+    if contract.codec.memory_bytes:
+        meaning["codec"] = dict(contract.codec.settings)
+    if contract.head.memory_bytes:
+        own = {k: v for k, v in contract.head.settings.items() if k in ROW_SETTINGS or names_file(v)}
+        meaning["head"] = [list(contract.head.labels), own]
+    if not meaning:
+        return contract.digest
+    whole = contract.digest + json.dumps(meaning, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(whole).digest()[:8]
 
 
 @dataclass(slots=True)
@@ -130,7 +154,7 @@ def _check(key: bytes, value: bytes, digest: bytes, row_bytes: int) -> str | Non
         return f"snapshot of stream {key!r} has version {value[0]}, this Eddy reads {VERSION}"
     if value[8:16] != digest:
         return (
-            f"snapshot of stream {key!r} was written by a model with another state schema"
+            f"snapshot of stream {key!r} was written by a model with {OTHER_ROWS}"
             f" ({value[8:16].hex()}, this one is {digest.hex()})"
         )
     expected = HEADER if value[1] & ENDED else HEADER + row_bytes

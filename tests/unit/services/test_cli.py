@@ -142,7 +142,14 @@ def test_inspect_says_what_a_stream_costs(shipped: Path, capsys: pytest.CaptureF
     assert told["file_bytes"] == (shipped / "1" / "model.onnx").stat().st_size
     assert main(["inspect", str(shipped)]) == 0
     table = capsys.readouterr().out
-    for word in ("python-reference/1", told["digest"], "h -> h_next", "generate", "4,096 slots"):
+    for word in (
+        "python-reference/1",
+        told["digest"],
+        told["snapshot_digest"],
+        "h -> h_next",
+        "generate",
+        "4,096 slots",
+    ):
         assert word in table
 
 
