@@ -39,6 +39,11 @@ RECIPES = {
         "export --checkpoint runs/speech/checkpoint.pt --output models/speech/1 --precision int8"
         " --rebuild 'make models'",
     ),
+    "speech-synthetic": (
+        "train speech --data synthesis --epochs 90 --dropout 0.3 --threads 2 --bfloat16 --output runs/speech-synthetic",
+        "export --checkpoint runs/speech-synthetic/checkpoint.pt --output models/speech-synthetic/1 --precision int8"
+        " --rebuild 'make models'",
+    ),
 }
 
 
