@@ -24,6 +24,13 @@ RECIPES = {
         "export --checkpoint runs/python-reference/checkpoint.pt --output models/python-reference/1"
         " --rebuild 'make models'",
     ),
+    "python-reference-subword": (
+        "train text --unit tokens --vocabulary 512 --layers 1 --units 320 --embedding 96 --lanes 16 --window 32"
+        " --epochs 18 --learning-rate 0.005 --dropout 0.5 --ema 0.99 --threads 1"
+        " --output runs/python-reference-subword",
+        "export --checkpoint runs/python-reference-subword/checkpoint.pt --output models/python-reference-subword/1"
+        " --rebuild 'make models'",
+    ),
     "sentiment": (
         "train sentiment --vectors glove --dropout 0.4 --embedding-dropout 0.2 --epochs 7 --threads 1"
         " --output runs/sentiment",
