@@ -274,7 +274,9 @@ def _keeps(of: Subject, layout: Layout) -> None:
     for i in range(BATCH):
         alone, own = of.whole(layout, [s[:, i : i + 1] for s in steps], of.initial(1))
         pairs = [(a[:, 0], b[:, i]) for a, b in zip(alone, outputs)]
-        pairs += [(a.select(s.batch_axis or 0, 0), b.select(s.batch_axis or 0, i)) for s, a, b in zip(of.states, own, after)]
+        pairs += [
+            (a.select(s.batch_axis or 0, 0), b.select(s.batch_axis or 0, i)) for s, a, b in zip(of.states, own, after)
+        ]
         if not all(of.same(a, b) for a, b in pairs):
             raise Unfit("a stream's result depends on its neighbours in the batch")
 
