@@ -4,7 +4,7 @@ A stream is 16-bit little-endian mono PCM at the contract's rate. What is less t
 the row. A stream may begin with a WAV header (whole, or cut itself): then its samples are turned into that PCM first,
 from 8, 16, 24 or 32-bit integers or 32 or 64-bit floats, from up to eight channels (their mean) and from every rate of
 ``rates``; what cannot be turned is a dead letter, record by record, until the file ends. Headers in the middle of a
-stream (a file behind a file) are seen where the file before says that it ends.
+stream (a file behind a file) are seen where the file before says that it ends; it is heard to its end first.
 
 A null record ends the stream: the samples that wait then are the beginning of a last step that ends in silence. Half a
 sample is dropped.
@@ -124,10 +124,11 @@ class AudioCodec(Codec):
         return Steps((self._steps(pieces),), counts)
 
     def _last(self, sound: _Sound) -> bytes:
-        """The samples that the resampler has still to give; or those of a stream that ended while it looked like the
-        beginning of a file."""
-        if sound.wave.place is Place.START:
-            return sound.wave.held
+        """What is still to be heard of a stream that ends: it may have looked like the beginning of a file so far."""
+        return sound.wave.held if sound.wave.place is Place.START else self._tail(sound)
+
+    def _tail(self, sound: _Sound) -> bytes:
+        """The samples that the resampler has still to give of its file."""
         if not sound.rate:
             return b""
         resampler = self._resamplers[sound.rate]
@@ -161,6 +162,9 @@ class AudioCodec(Codec):
         out: list[bytes] = []
         problem: str | None = None
         for form, data in pieces:
+            if form is not None and sound.rate not in (0, form.rate):  # of a file before this one
+                out.append(self._tail(sound))
+                sound.forget()
             if form is None or (form.rate == self._rate and form.plain):
                 out.append(data)
             elif (problem := self._problem(form)) is None:
@@ -184,9 +188,7 @@ class AudioCodec(Codec):
         if form.rate == self._rate:
             return mono
         resampler = self._resamplers[form.rate]
-        if sound.rate != form.rate:  # of a file before this one
-            sound.forget()
-            sound.rate = form.rate
+        sound.rate = form.rate
         out, kept = resampler.run(sound.kept[: resampler.memory], sound.position, mono)
         sound.kept[: resampler.memory] = kept
         return out

@@ -213,6 +213,20 @@ def test_a_resampled_stream_ends_with_all_its_samples() -> None:
         assert np.abs(heard[7800:7900] - tone(16000, 440)[7800:7900].astype(float)).max() < 20
 
 
+@pytest.mark.parametrize("second", [16000, 48000])
+def test_a_file_is_heard_to_its_end_before_one_of_another_rate(second: int) -> None:
+    """Its last samples are still to be computed when the next file comes."""
+
+    def heard(*files: bytes) -> list[int]:
+        stream = Stream(audio_contract((1,), dtype="int16"))
+        steps, last = stream.decode(*files), stream.codec.end(np.array([1]), stream.memory)
+        assert not steps.failed
+        return [*steps.values[0].tolist(), *last.values[0].tolist()]
+
+    one, other = (wav(tone(rate, 440, 0.01).astype("<i2").tobytes(), rate) for rate in (8000, second))
+    assert heard(one, other) == heard(one) + heard(other)
+
+
 def test_a_row_without_other_rates_is_small() -> None:
     assert AudioCodec(audio_contract((160,), rates=[])).memory_bytes < 100 + 2 * 160
     assert AudioCodec(audio_contract((160,), rate=8000)).memory_bytes < 100 + 2 * 160 + 2 * 192
