@@ -49,7 +49,7 @@ def test_trained_exported_and_scored_by_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(video, "REPEATS", 1)  # clips of each image, in place of three
+    monkeypatch.setattr(video, "CLIPS", 120)  # in place of 1,080
     assert main(["train", "video", *SMALL, "--output", "run"]) == 0
     assert main(["export", "--checkpoint", "run/checkpoint.pt", "--output", "moves/1"]) == 0
     folder = tmp_path / "moves" / "1"
@@ -58,7 +58,7 @@ def test_trained_exported_and_scored_by_command(
     assert contract.head.labels == LABELS
     found = {f.name: f.value for f in read_figures(folder).scores.figures}
     assert found["direction accuracy after 8 frames, held out"] > 0.3, "chance is 0.125"
-    assert found["direction accuracy after 1 frame, held out"] < 0.19
+    assert found["direction accuracy after 1 frame, held out"] < 0.25, "it can only be guessed"
     assert found["digit accuracy after 8 frames, held out"] > 0.25, "chance is 0.1"
     assert found["digit accuracy, held out, logistic regression on the image itself, which does not move"] > 0.85
     card = (folder / "README.md").read_text()
