@@ -47,7 +47,8 @@ def gru_node(gate: Tensor, value: Tensor, h: Tensor, units: int) -> tuple[Tensor
 
 def _node(op: str, units: int, activations: tuple[str, ...], steps: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
     *weights, h = given
-    hidden, after = _Node.apply(op, units, activations, steps, *weights, h[None])  # type: ignore[no-untyped-call]
+    apply: Any = _Node.apply  # typed in some versions of torch
+    hidden, after = apply(op, units, activations, steps, *weights, h[None])
     return hidden.squeeze(1), after.squeeze(0)
 
 
