@@ -91,10 +91,6 @@ class LanguageModel:
         """The longest n-gram."""
         return len(self.levels)
 
-    @property
-    def ngrams(self) -> int:
-        return sum(len(level.character) for level in self.levels)
-
     # ---- the file
 
     def to_bytes(self) -> bytes:
