@@ -16,7 +16,7 @@ help: ## List what can be made
 demo: $(VENV)/.serving ## Prompts in, generated text out, on an embedded Kafka (installs what serving needs)
 	@$(BIN)/eddy demo
 
-test: $(VENV)/.everything ## Run all tests, those on a real Kafka too (installs torch and all)
+test: $(VENV)/.everything $(VENV)/.vectors ## Run all tests, those on a real Kafka too (installs torch and all)
 	@echo "running all tests: unit, contract, and end to end on the embedded broker"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

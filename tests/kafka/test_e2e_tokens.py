@@ -64,7 +64,7 @@ def test_every_token_of_an_ended_text_is_a_step_once_whatever_dies(
             worker.kill()
             worker.start()
         judged.until(lambda records: steps(records) >= total, of=[worker])
-        worker.drained()
+        worker.wait_ready().drained()
     got: dict[bytes | None, list[int]] = defaultdict(list)
     for record in judged.rest():
         got[record.key] += np.frombuffer(record.value or b"", "<i8").tolist()
