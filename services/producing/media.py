@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from pipeline.contract import Contract
 from pipeline.errors import ConfigError
-from pipeline.model_file import load_graph, read_contract
+from pipeline.model_file import find_model, load_graph, read_contract
 from services.producing.send import Bar, Record
 
 Timed: TypeAlias = tuple[float, Record]
@@ -34,7 +34,7 @@ def model_contract(model: str | None, kind: str) -> Contract | None:
     """The contract of the model that the records are for, if one is named. Raises ConfigError for another codec."""
     if model is None:
         return None
-    contract = read_contract(load_graph(Path(model)), model)
+    contract = read_contract(load_graph(find_model(Path(model))), model)
     if contract.codec.kind != kind:
         raise ConfigError(f"--model {model}: its codec is {contract.codec.kind}, and this makes records for {kind}")
     return contract

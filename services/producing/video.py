@@ -141,7 +141,9 @@ def _folder(folder: Path, args: argparse.Namespace) -> Iterator[tuple[float, byt
     for number, file in enumerate(files):
         at = number / (args.fps or FPS)
         if as_they_are:
-            yield at, file.read_bytes()
+            if not (image_bytes := file.read_bytes()):
+                raise UserError(f"{file}: is empty")
+            yield at, image_bytes
             continue
         try:
             with Image.open(file) as image:
