@@ -68,6 +68,14 @@ def test_records_are_chunks_with_silence_behind_and_the_streams_end(tmp_path: Pa
     assert not joined(records)[2000:].any()
 
 
+@pytest.mark.parametrize("model", ["speech", "speech/1", "speech/1/model.onnx"])
+def test_the_model_that_a_sound_is_for_is_named_as_for_a_worker(tmp_path: Path, model: str) -> None:
+    models = Path(__file__).parents[3] / "models"
+    records = sound(wav_file(tmp_path / "a.wav", 16000, 1), "--model", models / model, "--silence-ms", 0)
+    at_its_rate = sound(tmp_path / "a.wav", "--rate", 8000, "--silence-ms", 0)
+    assert records == at_its_rate
+
+
 def test_compressed_sound_is_decoded(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     path = tmp_path / "tone.flac"
@@ -214,3 +222,6 @@ def test_what_is_no_video_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "empty" / "x.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"x\.png: cannot be read as an image"):
         frames(tmp_path / "empty", "--size", "4x4")
+    (tmp_path / "empty" / "x.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"x\.png: is empty"):
+        frames(tmp_path / "empty")
