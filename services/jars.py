@@ -10,19 +10,18 @@ run. ``python -m services.jars`` resolves the release anew and rewrites the lock
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError
+from export.data import cache
+from pipeline.errors import ConfigError, UserError
 
 KAFKA_VERSION = "4.4.0"
 ROOTS = (
@@ -60,14 +59,11 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 
 def cache_folder() -> Path:
-    """Where fetched jars stay between runs: ``eddy`` in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    if base and Path(base).is_absolute():
-        return Path(base) / "eddy"
+    """Where fetched jars stay between runs, beside the data sets. Raises BrokerUnavailable."""
     try:
-        return Path.home() / ".cache" / "eddy"
-    except RuntimeError:
-        raise BrokerUnavailable("no home folder to keep the broker's jars in: set XDG_CACHE_HOME or HOME") from None
+        return cache.cache_folder()
+    except ConfigError as error:
+        raise BrokerUnavailable(str(error)) from None
 
 
 def read_lock(path: Path = LOCK) -> list[Jar]:
@@ -113,13 +109,11 @@ def _verify(jar: Jar, path: Path) -> None:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """One process at a time fills the folder; the others wait and find it filled. Raises BrokerUnavailable."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise BrokerUnavailable(f"cannot keep the broker's jars in {folder}: {error.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            held.enter_context(cache.exclusive(folder))
+        except ConfigError as error:
+            raise BrokerUnavailable(f"the broker's jars: {error}") from None
         yield
 
 

@@ -241,7 +241,7 @@ def _best(
         return {inputs[0]: outputs[0]}
     mutual: dict[str, str] = {}
     for n in inputs:
-        ranked = sorted(outputs, key=lambda o, n=n: -scores[n, o])  # type: ignore[misc]
+        ranked = sorted(outputs, key={o: -scores[n, o] for o in outputs}.__getitem__)
         if scores[n, ranked[0]] > 0 and (len(ranked) == 1 or scores[n, ranked[0]] > scores[n, ranked[1]] + 0.5):
             mutual[n] = ranked[0]
     if len(mutual) == len(inputs) and len(set(mutual.values())) == len(inputs):
@@ -270,7 +270,7 @@ def _question(
     for i, n in enumerate(names):
         able = [o for o in fits[n] if o in free]
         if able and not (step and i == 0):
-            best = max(able, key=lambda o, n=n: evidence[n, o].score)  # type: ignore[misc]
+            best = max(able, key={o: evidence[n, o].score for o in able}.__getitem__)
             free.remove(best)
             flags.append(f"--state {n}={best}")
         else:

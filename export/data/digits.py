@@ -74,7 +74,7 @@ def load_digits(split: Split) -> Digits:
     try:
         from sklearn.datasets import load_digits as bundled
     except ImportError:
-        raise ConfigError("handwritten digits need scikit-learn: pip install 'eddy-streams[export]'") from None
+        raise ConfigError("handwritten digits come with the package scikit-learn: pip install scikit-learn") from None
     found = bundled()
     if found.images.shape != (COUNT, DIGIT, DIGIT) or found.target.shape != (COUNT,):
         raise ConfigError(

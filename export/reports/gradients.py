@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ class Candidate:
 def candidates(units: int) -> list[Candidate]:
     """One layer each, but for the linear recurrence, whose two layers are as large as one LSTM."""
 
-    def one(kind: str, **more: str) -> StackShape:
-        return StackShape(0, kind, layers=1, units=units, **more)  # type: ignore[arg-type]
+    def one(kind: str, **more: Any) -> StackShape:
+        return StackShape(0, kind, layers=1, units=units, **more)
 
     linear = StackShape(0, "mingru", layers=2, units=units, residual=True, norm=True)
     orthogonal = one("elman", start="orthogonal")
@@ -118,8 +119,8 @@ def gradient_norms(candidate: Candidate, shape: CopyShape, seed: int) -> NDArray
     given, kept = shape.draw(np.random.default_rng([seed]), shape.batch)
     states = net.initial_state(shape.batch)
     logits, held = [], []
-    for step in given.split(1):  # type: ignore[no-untyped-call]
-        answer, *after = net(step, *states)
+    for t in range(len(given)):
+        answer, *after = net(given[t : t + 1], *states)
         states = tuple(after)
         for state in states:
             state.retain_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from export.reports.gradients import Study, accuracy_of, candidates, range_of
 from export.reports.texts import TextStudy, serving_rates
 from export.reports.writing import write_picture, write_table
 
-NETS = {
+NETS: Mapping[str, Mapping[str, Any]] = {
     "Elman, written out": {"kind": "elman", "layers": 2, "start": "orthogonal"},
     "LSTM": {"kind": "lstm", "layers": 2},
     "minGRU": {"kind": "mingru", "layers": 2, "residual": True, "norm": True},
@@ -60,7 +62,7 @@ def _speed(folder: Path, text: TextStudy, units: int, lengths: tuple[int, ...], 
     served: dict[str, list[float]] = {}
     for name, shape in NETS.items():
         torch.manual_seed(0)
-        net = TextNet(text.shape(units=units, **shape))  # type: ignore[arg-type]
+        net = TextNet(text.shape(units=units, **shape))
         trained[name] = [training_rate(net, n, max(1, tokens // n), text.measure_s) for n in lengths]
         served[name] = serving_rates(net, [(n, 1) for n in lengths], text.measure_s)
         training.plot(lengths, trained[name], marker="o", label=name)

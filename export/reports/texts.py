@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -41,8 +42,8 @@ class TextStudy:
     def alphabet(self) -> Alphabet:
         return Alphabet.of(self.corpus.train)
 
-    def shape(self, kind: str, **more: object) -> TextNetShape:
-        return TextNetShape(kind, self.alphabet.size, embedding=self.embedding, **more)  # type: ignore[arg-type]
+    def shape(self, kind: str, **more: Any) -> TextNetShape:
+        return TextNetShape(kind, self.alphabet.size, embedding=self.embedding, **more)
 
     def train(self, name: str, shape: TextNetShape, folder: Path) -> Trained:
         """A run in ``folder/runs/name``, taken up where it is."""

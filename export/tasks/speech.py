@@ -229,7 +229,7 @@ def _sphinx(prompts: Sequence[Prompt], what: str) -> list[Figure]:
     try:
         from pocketsphinx import Decoder
     except ImportError:
-        raise ConfigError("the baseline needs the package pocketsphinx: pip install '.[export]'") from None
+        raise ConfigError("the baseline needs the package pocketsphinx: pip install pocketsphinx") from None
     rate = 16000
     decoder = Decoder(samprate=rate, loglevel="FATAL")
     texts = []
