@@ -119,7 +119,7 @@ async def _drive(demo: Demo, contract: Contract, road: Road, screen: Screen) -> 
 
     async def over() -> None:
         await sending
-        while seen.going if demo.generates else not await _all_done(road, len(records), seen.records):
+        while seen.going if demo.generates else not await all_done(road.url, len(records), seen.records):
             seen.fresh.clear()
             if demo.generates:
                 await seen.fresh.wait()
@@ -149,9 +149,12 @@ async def _drive(demo: Demo, contract: Contract, road: Road, screen: Screen) -> 
     raise EddyError(f"nothing came for {SILENCE_MAX_S:g} s; see what `eddy doctor` says")
 
 
-async def _all_done(road: Road, sent: int, seen: int) -> bool:
-    """Whether the worker has committed all records, and the reader has seen all that it answered."""
-    page = await asyncio.to_thread(read_page, f"{road.url}/metrics")
+async def all_done(url: str, sent: int, seen: int) -> bool:
+    """Whether the worker with these pages has committed all records, and the reader has seen all that it answered.
+
+    Raises EddyError when some became dead letters.
+    """
+    page = await asyncio.to_thread(read_page, f"{url}/metrics")
     dead = page.get("eddy_dead_letters_total", 0.0)
     if dead:
         raise EddyError(f"{dead:.0f} records became dead letters; see the worker's log")

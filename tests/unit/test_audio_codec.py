@@ -76,6 +76,7 @@ def test_a_step_begins_with_the_end_of_the_one_before() -> None:
     steps = stream.decode(pcm(1, 2, 3), pcm(4, 5, 6))
     assert steps.values[0].tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
     assert steps.counts.tolist() == [1, 2]
+    assert stream.codec.step_s == 2 / 16000, "two new samples, not five"
 
 
 def test_a_file_as_the_standard_library_writes_it() -> None:

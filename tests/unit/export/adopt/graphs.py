@@ -128,8 +128,9 @@ def integrators(
     for k, (given, made) in enumerate(names):
         m.give(given, dims or ["b", 5])
         fresh = m.op("Tanh", m.linear("x", 6, 5))
-        kept = m.op("Mul", given, m.value(0.2 + 0.2 * k))
-        m.op("Add", kept, m.op("Mul", fresh, m.value(0.8 - 0.2 * k)), out=made)
+        share = (k + 1) / (len(names) + 1)
+        kept = m.op("Mul", given, m.value(share))
+        m.op("Add", kept, m.op("Mul", fresh, m.value(1 - share)), out=made)
         term = m.linear(made, 5, 3)
         total = term if not total else m.op("Add", total, term)
     m.op("Identity", total, out="y")

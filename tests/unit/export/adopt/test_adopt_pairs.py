@@ -61,6 +61,12 @@ def test_states_of_one_shape_are_told_apart_by_running_in_any_order(tmp_path, or
     assert pairs(integrators(tmp_path, names, order), tmp_path) == dict(names)
 
 
+def test_more_states_of_one_shape_than_there_is_time_to_try_in_every_order(tmp_path: Path) -> None:
+    names = [(f"a{k}", f"b{(5 * k + 3) % 8}") for k in range(8)]
+    file = integrators(tmp_path, names, [3, 1, 7, 0, 5, 2, 6, 4])
+    assert pairs(file, tmp_path) == dict(names)
+
+
 def test_runs_are_believed_before_names_and_it_is_said(tmp_path):
     names = [("state0", "state1_out"), ("state1", "state2_out"), ("state2", "state0_out")]
     adopted = adopt(integrators(tmp_path, names, [2, 0, 1]), tmp_path / "out" / "1")
