@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ def number(
 
     convert.__name__ = kind.__name__
     parser.add_argument(flag, type=convert, default=default, metavar="N", help=f"{text} [{default:g}]")
-
-
-def need(command: str, *packages: str, extra: str = "export") -> None:
-    """Raises ConfigError that names the extra, in place of an ImportError deep inside."""
-    missing = [p for p in packages if find_spec(p) is None]
-    if missing:
-        raise ConfigError(f"eddy {command} needs {' and '.join(missing)}: pip install 'eddy-streams[{extra}]'")
 
 
 def words_of(text: str) -> list[str]:

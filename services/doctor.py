@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from export.extras import install
 from pipeline.errors import EddyError, ModelError
 
 SERVING = (
@@ -53,7 +54,7 @@ def _examine(args: argparse.Namespace) -> Iterator[Finding]:
     yield Finding("python", "ok" if good else "failed", f"{platform.python_version()} at {sys.executable}")
     yield from (_package(name, "failed", "") for name in SERVING)
     for extra, names in EXTRAS.items():
-        hint = f"only for {extra}: pip install 'eddy-streams[{extra}]'"
+        hint = f"only for {extra}: {install(extra)}"
         yield from (_package(name, "missing", hint) for name in names)
     yield _attempt("providers", _providers)
     yield _jars()

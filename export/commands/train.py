@@ -8,7 +8,8 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-from export.arguments import Commands, need, number
+from export.arguments import Commands, number
+from export.extras import need
 from export.reports import REPORTS
 from export.tasks import TASKS
 from export.tasks.base import Task

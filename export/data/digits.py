@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from export.extras import install
 from pipeline.errors import ConfigError
 
 Split = Literal["train", "develop", "held_out"]
@@ -74,7 +75,7 @@ def load_digits(split: Split) -> Digits:
     try:
         from sklearn.datasets import load_digits as bundled
     except ImportError:
-        raise ConfigError("handwritten digits come with the package scikit-learn: pip install scikit-learn") from None
+        raise ConfigError(f"handwritten digits come with the package scikit-learn: {install('export')}") from None
     found = bundled()
     if found.images.shape != (COUNT, DIGIT, DIGIT) or found.target.shape != (COUNT,):
         raise ConfigError(

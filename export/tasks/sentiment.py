@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.arguments import need, number
+from export.arguments import number
+from export.extras import need
 from export.tasks.base import Figure, Scores, Served, Task
 from export.training.schedule import Schedule
 from pipeline.errors import ConfigError
@@ -152,7 +153,7 @@ def _confusions(model: Path, messages: Messages) -> tuple[Confusion, dict[int, C
 
 def tfidf(messages: Messages) -> Confusion:
     """What counts of words and of pairs of words tell about the held-out messages. Needs scikit-learn."""
-    need("score --baselines", "sklearn")
+    need("score --baselines", "scikit-learn")
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 

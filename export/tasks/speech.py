@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export.arguments import number
+from export.extras import need
 from export.tasks.base import Figure, Scores, Served, Task
 from export.training.schedule import Schedule
-from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from export.card import CardText
@@ -226,10 +226,9 @@ def _sphinx(prompts: Sequence[Prompt], what: str) -> list[Figure]:
     from export.data.prompts import RATE, normalise
     from export.data.synthesis import resample
 
-    try:
-        from pocketsphinx import Decoder
-    except ImportError:
-        raise ConfigError("the baseline needs the package pocketsphinx: pip install pocketsphinx") from None
+    need("score --baselines", "pocketsphinx")
+    from pocketsphinx import Decoder
+
     rate = 16000
     decoder = Decoder(samprate=rate, loglevel="FATAL")
     texts = []

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.arguments import need, number
+from export.arguments import number
+from export.extras import need
 from export.tasks.base import Figure, Scores, Served, Task
 from export.training.schedule import Schedule
 
@@ -36,7 +37,7 @@ class VideoTask(Task):
     name: ClassVar[str] = "video"
     help: ClassVar[str] = "a net that watches a handwritten digit move"
     defaults: ClassVar[Schedule] = Schedule(epochs=8, learning_rate=3e-3)
-    needs: ClassVar[tuple[str, ...]] = ("sklearn",)
+    needs: ClassVar[tuple[str, ...]] = ("scikit-learn",)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         number(parser, "--channels", 16, 1, "of the first convolution")
@@ -142,7 +143,7 @@ def _confusions(model: Path, clips: Clips, quality: int | None) -> dict[int, tup
 
 def _baselines(clips: Clips) -> list[Figure]:
     """What a frame tells by logistic regression, and an image that stands still, as the data set has it; and chance."""
-    need("score --baselines", "sklearn")
+    need("score --baselines", "scikit-learn")
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
 
+from export.extras import install
 from pipeline.contract import Contract
 from pipeline.errors import ConfigError
 from pipeline.model_file import find_model, load_graph, read_contract
@@ -24,7 +25,7 @@ def need_av(what: str) -> ModuleType:
     try:
         import av
     except ImportError:
-        raise ConfigError(f"eddy produce {what} needs PyAV: pip install 'eddy-streams[media]'") from None
+        raise ConfigError(f"eddy produce {what} needs PyAV: {install('media')}") from None
     av.logging.set_level(av.logging.PANIC)  # what matters of its remarks comes as an exception, too
     module: ModuleType = av
     return module

@@ -134,7 +134,7 @@ def test_what_is_no_sound_is_one_error(tmp_path: Path) -> None:
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     file = wav_file(tmp_path / "a.wav", 8000, 1, 0.01)
-    with pytest.raises(ConfigError, match=r"eddy produce audio needs PyAV: pip install 'eddy-streams\[media\]'"):
+    with pytest.raises(ConfigError, match=r"eddy produce audio needs PyAV: .*\[media\]'"):
         sound(file)
     with pytest.raises(ConfigError, match="eddy produce video needs PyAV"):
         frames(file)
