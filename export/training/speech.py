@@ -187,8 +187,8 @@ class _Batches:
     def _draw(self, longest_s: float) -> list[list[Clip]]:
         recipe, rng = self.problem.recipe, self.rng
         sources = [
-            [c for c in clips if len(c.pcm) <= max(longest_s * RATE, min(len(c.pcm) for c in clips))]
-            for clips in (self.problem.sounds.human, self.problem.sounds.synthetic)
+            _not_longer(self.problem.sounds.human, longest_s),
+            _not_longer(self.problem.sounds.synthetic, longest_s),
         ]
         turns: list[list[int]] = [[], []]
         groups, total, human_s, all_s = [], 0.0, 0.0, 0.0
@@ -229,6 +229,14 @@ class _Batches:
         for row, sound in zip(pcm, sounds):
             row[: len(sound)] += sound[:size]
         return Heap(torch.from_numpy(pcm), torch.tensor(steps), characters, helping)
+
+
+def _not_longer(clips: Sequence[Clip], longest_s: float) -> list[Clip]:
+    """Those clips, in their order; where all are longer, the shortest."""
+    if not clips:
+        return []
+    most = max(longest_s * RATE, min(len(c.pcm) for c in clips))
+    return [c for c in clips if len(c.pcm) <= most]
 
 
 def ctc(logits: Tensor, steps: Tensor, wanted: Sequence[Sequence[int]]) -> Tensor:
