@@ -22,6 +22,7 @@ from services.producing.parsers import AUDIO_EXAMPLES, VIDEO_EXAMPLES, add_audio
 from services.settings import add_settings
 
 BOOTSTRAP = "127.0.0.1:9092"
+ARRAY_DTYPES = (*("float16", "float32", "float64", "bool"), *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
 DEMOS = ("text", "language", "sentiment", "speech", "video")
 
 
@@ -180,6 +181,10 @@ def _add_produce(commands: Commands) -> None:
         "--record-bytes", type=int, default=1024, metavar="N", help="with --key: a record's size [1024]"
     )
     parser.add_argument("--steps-per-record", type=int, default=1, metavar="N", help="of .npy arrays [1]")
+    parser.add_argument("--model", metavar="DIR", help="hold .npy arrays against what a step of this model is")
+    parser.add_argument(
+        "--dtype", choices=ARRAY_DTYPES, metavar="DTYPE", help="turn .npy arrays into it, as in float32"
+    )
     parser.add_argument(
         "--end", action="append", default=[], metavar="KEY", help="end this stream, after the input if any; repeatable"
     )

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from pipeline.errors import UserError
+from pipeline.contract import CodecSpec, StepInput
+from pipeline.errors import ConfigError, UserError
 from services.cli import build_parser
-from services.produce import read_records
+from services.produce import array_of, produce, read_records
 from services.producing.send import Record
+from tests.contracts import tensor_contract
+from tests.models import stepper
 
 
 def records(*argv: str, files: tuple[Path, ...] = ()) -> list[Record]:
@@ -85,3 +88,63 @@ def test_what_has_no_steps_or_no_numbers_is_refused(tmp_path: Path, array: np.nd
     np.save(path, array, allow_pickle=True)
     with pytest.raises(UserError, match=r"odd\.npy"):
         records(files=(path,))
+
+
+def test_what_numpy_makes_by_itself_is_not_read_as_twice_as_many_steps(tmp_path: Path) -> None:
+    array = np.random.default_rng(4).standard_normal((6, 3))
+    np.save(tmp_path / "wide.npy", array)
+    path = tmp_path / "wide.npy"
+    with pytest.raises(UserError, match=r"wide\.npy: holds float64.*--dtype float32 turns it"):
+        records(files=(path,))
+    turned = records("--dtype", "float32", files=(path,))
+    assert b"".join(value or b"" for _, value in turned) == array.astype("<f4").tobytes()
+    as_it_is = records("--dtype", "float64", files=(path,))
+    assert b"".join(value or b"" for _, value in as_it_is) == array.tobytes()
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "odd.npy"
+    np.save(path, np.array([[1.0], [1e300]]))
+    with pytest.raises(UserError, match=r"odd\.npy: has .*1e\+300.*, which float32 cannot hold"):
+        records("--dtype", "float32", files=(path,))
+    np.save(path, np.array([1, 70_000]))
+    with pytest.raises(UserError, match=r"has .*70000.*, which int16 cannot hold"):
+        records("--dtype", "int16", files=(path,))
+    np.save(path, np.array([1.5]))
+    with pytest.raises(UserError, match="holds float64, which --dtype int64 would not keep"):
+        records("--dtype", "int64", files=(path,))
+
+
+def test_arrays_are_held_against_the_model(tmp_path: Path) -> None:
+    model = stepper(tmp_path / "models" / "stepper" / "1", StepInput("x", "float32", (3,)), CodecSpec("tensor"))
+    path = tmp_path / "a.npy"
+    right = np.random.default_rng(5).standard_normal((5, 3))
+    for array, message in (
+        (right, r"a\.npy: has steps of float64\[3\], stepper/1 reads x float32\[3\]; --dtype float32 turns it into"),
+        (right[:, :2].astype("f4"), r"has steps of float32\[2\], stepper/1 reads x float32\[3\]$"),
+    ):
+        np.save(path, array)
+        with pytest.raises(UserError, match=message):
+            records("--model", str(model), files=(path,))
+    for order in "<>":
+        np.save(path, right.astype(f"{order}f4"))
+        found = records("--model", str(model), "--steps-per-record", "5", files=(path,))
+        assert found == [(b"a", right.astype("<f4").tobytes())]
+    np.save(path, right)
+    assert records("--model", str(model), "--dtype", "float32", "--steps-per-record", "5", files=(path,)) == found
+
+
+def test_several_inputs_of_a_step_are_the_fields_of_one_array(tmp_path: Path) -> None:
+    contract = tensor_contract((StepInput("x", "float32", (3,)), StepInput("n", "int64")))
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((2, 3), np.float32))
+    with pytest.raises(UserError, match=r"reads x float32\[3\], n int64\[\]; save one array of a structured dtype"):
+        array_of(path, None, contract)
+    np.save(path, np.zeros(2, [("x", "f4", (3,)), ("n", "i8")]))
+    assert len(array_of(path, None, contract)) == 2
+
+
+def test_what_is_said_of_arrays_needs_one(tmp_path: Path) -> None:
+    args = build_parser().parse_args(["produce", "t", "--dtype", "float32", str(file(tmp_path, b"a\tb"))])
+    with pytest.raises(ConfigError, match=r"--model and --dtype are about \.npy arrays, and there is none"):
+        produce(args)
