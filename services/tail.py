@@ -35,9 +35,15 @@ def tail(args: argparse.Namespace) -> int:
 
 async def _tail(args: argparse.Namespace, decoder: Decoder) -> None:
     left = args.count
+    doubts: set[str] = set()
+    """Each is said once."""
     async with following(args.bootstrap_servers, args.topic, args.from_beginning) as consumer:
         async for batch in batches(consumer, args.idle_timeout):
             for record in batch[:left]:
+                doubt = decoder.doubt(record.headers, record.value)
+                if doubt is not None and doubt not in doubts:
+                    doubts.add(doubt)
+                    print(f"note: {doubt}", file=sys.stderr)
                 print(_as_json(record, decoder) if args.json else _as_line(record, decoder))
             sys.stdout.flush()
             if left is not None:

@@ -14,12 +14,17 @@ from pipeline.contract import Contract, Output
 SOURCE_BYTES = 12
 
 
+MODEL_HEADER = "eddy-model"
+"""Name and version of the model that wrote a record."""
+
+
 class Decoder:
     """Reads values as a model's head writes them; without a model, as text or bytes."""
 
     def __init__(self, contract: Contract | None) -> None:
+        self._label = contract.label if contract is not None else None
         self._outputs: tuple[Output, ...] = ()
-        self._transcripts = contract is not None and contract.head.kind == "transcribe"
+        self._head = contract.head.kind if contract is not None else None
         if contract is not None and contract.head.kind == "tensor":
             chosen = contract.head.output
             self._outputs = contract.outputs if chosen is None else (contract.output(chosen),)
@@ -47,7 +52,30 @@ class Decoder:
             return "(end of stream)"
         if isinstance(found, dict):
             return " ".join(f"{name}={np.array(rows).tolist()}" for name, rows in found.items())
-        return escape(_transcript(found) if self._transcripts else found)
+        return escape(_transcript(found) if self._head == "transcribe" else found)
+
+    def doubt(self, headers: Sequence[tuple[str, bytes]], value: bytes | None) -> str | None:
+        """Why a record seems not to be one of this model; None where nothing speaks against it."""
+        if self._label is None or value is None:
+            return None
+        by = next((content.decode(errors="replace") for name, content in headers if name == MODEL_HEADER), self._label)
+        form = self._other_than(value)
+        if form is not None:
+            whose = f" of {by}" if by != self._label else ""
+            return f"values{whose} are not the {form} that {self._label} writes: they are shown as they are"
+        if by != self._label:
+            return f"values are of {by}, their header {MODEL_HEADER} says, and are read as those of {self._label}"
+        return None
+
+    def _other_than(self, value: bytes) -> str | None:
+        """What the head writes, where this is something else."""
+        if self._outputs:
+            step_bytes = sum(o.nbytes for o in self._outputs)
+            named = " and ".join(o.name for o in self._outputs)
+            return f"steps of {step_bytes} bytes ({named})" if len(value) % step_bytes else None
+        if self._head == "generate":
+            return "text" if _text(value) is None else None
+        return None if _is_object(value) else f"JSON objects (head {self._head})"
 
     def _arrays(self, value: bytes, steps: int) -> dict[str, Any]:
         arrays, at = {}, 0
@@ -67,6 +95,13 @@ def _transcript(value: str) -> str:
         return f"[{said['start_s']:.2f}-{said['end_s']:.2f}] {said['text']}{dots}"
     except (ValueError, TypeError, KeyError):
         return value
+
+
+def _is_object(value: bytes) -> bool:
+    try:
+        return isinstance(json.loads(value), dict)
+    except ValueError:
+        return False
 
 
 def headers_as_json(headers: Sequence[tuple[str, bytes]]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.columns import source_column
+from pipeline.contract import Output
 from services.values import Decoder, escape, headers_as_json
-from tests.contracts import tensor_contract
+from tests.contracts import tensor_contract, text_contract
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,27 @@ def test_the_source_header_is_two_numbers() -> None:
     source = source_column(3, np.array([1 << 40])).tobytes()
     told = headers_as_json([("eddy-model", b"m/1"), ("eddy-source", source), ("odd", b"\xff")])
     assert told == {"eddy-model": "m/1", "eddy-source": {"partition": 3, "offset": 1 << 40}, "odd": {"base64": "/w=="}}
+
+
+def test_records_of_another_model_are_told_apart() -> None:
+    numbers = Decoder(tensor_contract(outputs=(Output("y", "float32", (2,)),)))
+    mine, other = [("eddy-model", b"numbers/1")], [("eddy-model", b"chars/2")]
+    assert numbers.doubt(mine, bytes(16)) is None
+    assert numbers.doubt([], bytes(16)) is None
+    assert numbers.doubt(other, None) is None
+    assert numbers.doubt(other, bytes(16)) == (
+        "values are of chars/2, their header eddy-model says, and are read as those of numbers/1"
+    )
+    assert numbers.doubt(other, b"It was") == (
+        "values of chars/2 are not the steps of 8 bytes (y) that numbers/1 writes: they are shown as they are"
+    )
+    classes = Decoder(tensor_contract(head="classify"))
+    assert classes.doubt([], b'{"label": "a"}') is None
+    for value in (b"12", b"It was", bytes(4)):
+        said = classes.doubt(mine, value)
+        assert said is not None
+        assert said.startswith("values are not the JSON objects (head classify) that numbers/1 writes")
+    assert Decoder(text_contract()).doubt([], b"\0\0") == (
+        "values are not the text that talk/1 writes: they are shown as they are"
+    )
+    assert Decoder(None).doubt(other, b"It was") is None
