@@ -1,4 +1,4 @@
-"""`make models`: trains and exports every shipped model again; `python -m export.rebuild NAME ...` only some.
+"""`make models`: trains and exports every shipped model again; with NAMES="video speech" only these.
 
 Each is nothing but commands that anyone can give, and what they leave out is the defaults. A run that was interrupted
 goes on where it was.
@@ -15,54 +15,45 @@ from export.commands import add_export_parser, add_train_parser
 from pipeline.errors import UserError
 
 RECIPES = {
-    "language": (
-        "train language --threads 1 --output runs/language",
-        "export --checkpoint runs/language/checkpoint.pt --output models/language/1 --rebuild 'make models'",
-    ),
-    "python-reference": (
-        "train text --threads 1 --output runs/python-reference",
-        "export --checkpoint runs/python-reference/checkpoint.pt --output models/python-reference/1"
-        " --rebuild 'make models'",
-    ),
+    "language": ("language", ""),
+    "python-reference": ("text", ""),
     "python-reference-subword": (
-        "train text --unit tokens --vocabulary 512 --layers 1 --units 512 --embedding 128 --lanes 16 --window 32"
-        " --epochs 24 --learning-rate 0.004 --dropout 0.6 --ema 0.99 --threads 1"
-        " --output runs/python-reference-subword",
-        "export --checkpoint runs/python-reference-subword/checkpoint.pt --output models/python-reference-subword/1"
-        " --precision float16 --rebuild 'make models'",
+        "text --unit tokens --vocabulary 512 --layers 1 --units 512 --embedding 128 --lanes 16 --window 32"
+        " --epochs 24 --learning-rate 0.004 --dropout 0.6 --ema 0.99",
+        "--precision float16",
     ),
-    "sentiment": (
-        "train sentiment --vectors glove --threads 1 --output runs/sentiment",
-        "export --checkpoint runs/sentiment/checkpoint.pt --output models/sentiment/1 --precision int8"
-        " --rebuild 'make models'",
-    ),
-    "video": (
-        "train video --threads 1 --output runs/video",
-        "export --checkpoint runs/video/checkpoint.pt --output models/video/1 --rebuild 'make models'",
-    ),
-    "speech": (
-        "train speech --threads 2 --bfloat16 --output runs/speech",
-        "export --checkpoint runs/speech/checkpoint.pt --output models/speech/1 --precision int8"
-        " --rebuild 'make models'",
-    ),
-    "speech-synthetic": (
-        "train speech --data synthesis --epochs 90 --dropout 0.3 --threads 2 --bfloat16 --output runs/speech-synthetic",
-        "export --checkpoint runs/speech-synthetic/checkpoint.pt --output models/speech-synthetic/1 --precision int8"
-        " --rebuild 'make models'",
-    ),
+    "sentiment": ("sentiment --vectors glove", "--precision int8"),
+    "video": ("video", ""),
+    "speech": ("speech --bfloat16", "--precision int8"),
+    "speech-synthetic": ("speech --data synthesis --epochs 90 --dropout 0.3 --bfloat16", "--precision int8"),
 }
+"""Name of the model -> what is trained, what is exported."""
 
 
-def rebuild(names: Sequence[str]) -> None:
-    """Runs the commands of the models named, all of them where none is."""
+def lines(name: str) -> tuple[str, str]:
+    """The two commands of a model, without `eddy`. One thread: two take more processor time and win little."""
+    train, export = RECIPES[name]
+    return (
+        f"train {train} --threads 1 --output runs/{name}",
+        f"export --checkpoint runs/{name}/checkpoint.pt --output models/{name}/1 {export}"
+        f" --rebuild 'make models NAMES={name}'",
+    )
+
+
+def understood(name: str) -> list[tuple[str, argparse.Namespace]]:
+    """The commands of a model with what `eddy` reads in them."""
     parser = argparse.ArgumentParser(prog="eddy")
     commands = parser.add_subparsers(required=True)
     add_train_parser(commands)
     add_export_parser(commands)
+    return [(line, parser.parse_args(shlex.split(line))) for line in lines(name)]
+
+
+def rebuild(names: Sequence[str]) -> None:
+    """Runs the commands of the models named, all of them where none is."""
     for name in names or RECIPES:
-        for line in RECIPES[name]:
+        for line, args in understood(name):
             print(f"eddy {line}", flush=True)
-            args = parser.parse_args(shlex.split(line))
             args.handler(args)
 
 

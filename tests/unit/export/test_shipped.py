@@ -22,7 +22,7 @@ def test_it_scores_as_its_card_says(folder: Path, capsys: pytest.CaptureFixture[
     scored, card = read_figures(folder), (folder / "README.md").read_text(encoding="utf-8")
     for figure in scored.scores.figures:
         assert f"| {figure} |" in card, f"{figure.name} is {figure} in figures.json, and not so in the card"
-    assert "```sh\nmake models\n```" in card
+    assert f"```sh\nmake models NAMES={folder.parent.name}\n```" in card
     code = main(["score", str(folder), "--json"])
     said = capsys.readouterr()
     if code == 2 and not os.environ.get("CI"):
@@ -39,10 +39,18 @@ def test_it_scores_as_its_card_says(folder: Path, capsys: pytest.CaptureFixture[
 
 def test_every_shipped_model_has_its_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    from export.rebuild import RECIPES
+    from export.rebuild import RECIPES, understood
     from export.rebuild import main as rebuild_main
 
     assert sorted(RECIPES) == sorted(f.name for f in MODELS.iterdir() if f.is_dir())
     assert rebuild_main(["no-such-model"]) == 2
     assert "no recipe for 'no-such-model'" in capsys.readouterr().err
+    for folder in SHIPPED:
+        (_, train), (_, export) = understood(folder.parent.name)
+        assert export.checkpoint.parent == train.output
+        assert export.output == folder.relative_to(MODELS.parent)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        rate = f"AdamW {train.learning_rate:g} "
+        for said in (f"{train.epochs} epochs", rate, f"seed {train.seed};", f"torch threads: {train.threads}."):
+            assert said in card, f"{folder}: the recipe would make {said!r} of its card, which does not say it"
     assert sum(f.stat().st_size for f in MODELS.rglob("*.onnx")) < 40_000_000
