@@ -38,8 +38,10 @@ from services.jars import (
 START_TIMEOUT_S = 60.0
 """A cold machine needs a few seconds; after a kill -9 the controller first has to forget the broker that died."""
 STOP_TIMEOUT_S = 2.5
-ARCHIVE_TIMEOUT_S = 120.0
+ARCHIVE_TIMEOUT_S = 30.0
 """Java writes its class archive in seconds, but in minutes where other processes have the cores."""
+ARCHIVE_AGAIN_S = 86_400.0
+"""Where it did not get done, starts are slower ones for so long: not each of them waits for it anew."""
 
 # On an ephemeral port (32768 and above) a restarted broker may find that a client of its own has taken it.
 PORTS = range(20_000, 32_000)
@@ -238,8 +240,10 @@ class Broker:
         if major >= 25:
             # Loaded and linked classes from a file: the start takes half as long. A file that does not fit is ignored.
             archive = folder / f"java-{major}.aot"
+            tried = archive.with_suffix(".tried")
             with exclusive(folder):
-                if not archive.exists():
+                if not archive.exists() and not _is_young(tried, ARCHIVE_AGAIN_S):
+                    tried.touch()
                     self._train(base, archive)
             if archive.exists():
                 base[1:1] = ["-Xlog:disable", "-Xlog:all=error:stderr", f"-XX:AOTCache={archive}"]
@@ -263,7 +267,7 @@ class Broker:
     def _train(self, base: list[str], archive: Path) -> None:
         """One short run of a broker of its own, whose classes Java then writes to ``archive``.
 
-        None is written if that takes too long: this start is a slower one then, and the next tries again.
+        None is written if that takes too long. Raises BrokerUnavailable where the broker does not start.
         """
         self._progress("preparing Java's class archive", 0, 1)
         scratch = Path(tempfile.mkdtemp(prefix=".train-", dir=archive.parent))
@@ -372,6 +376,14 @@ class Broker:
 
     def _last_words(self) -> str:
         return _telling((self.data / "broker.out").read_text(errors="replace"))
+
+
+def _is_young(file: Path, seconds: float) -> bool:
+    """Whether the file is there, and was written less than so long ago."""
+    try:
+        return time.time() - file.stat().st_mtime < seconds
+    except FileNotFoundError:
+        return False
 
 
 def _telling(output: str) -> str:

@@ -73,14 +73,26 @@ def test_where_java_is_slow_to_write_its_class_archive_the_broker_starts_without
         (folder / jar.name).symlink_to(jar)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(embedded, "ARCHIVE_TIMEOUT_S", 0.0)
-    broker = Broker()
-    broker.start()
-    try:
-        assert answers(int(broker.address.rpartition(":")[2]))
-        assert not list(folder.glob("*.aot"))
-        assert not list(folder.glob(".train-*"))
-    finally:
-        broker.stop()
+    said: list[str] = []
+    broker = Broker(progress=lambda what, done, total: said.append(what))
+
+    def start() -> bool:
+        """Starts and stops it; whether it waited for the archive."""
+        said.clear()
+        broker.start()
+        try:
+            assert answers(int(broker.address.rpartition(":")[2]))
+            assert not list(folder.glob("*.aot"))
+            assert not list(folder.glob(".train-*"))
+        finally:
+            broker.stop()
+        return "preparing Java's class archive" in said
+
+    assert start()
+    assert not start(), "the next start waits for it again"
+    (tried,) = folder.glob("*.tried")
+    os.utime(tried, (0, time.time() - embedded.ARCHIVE_AGAIN_S - 1))
+    assert start(), "it is never tried again"
 
 
 def test_a_broker_ends_with_the_process_that_started_it() -> None:
