@@ -254,7 +254,11 @@ class Committed:
 
 @dataclass(slots=True)
 class Changelog:
-    """A stretch of a changelog partition, as read: ``n`` records."""
+    """A stretch of a changelog partition, as read: ``n`` records, maybe none. A null value is a tombstone."""
 
     keys: list[bytes]
     values: list[bytes | None]
+    offsets: I64
+    """int64 ``[n]``, ascending, not necessarily dense."""
+    next_offset: int
+    """Where a reading goes on: above it is what this stretch has not told of."""

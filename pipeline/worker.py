@@ -29,7 +29,7 @@ from pipeline.commit import Lane, Outcome
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.engine import Engine, Run
-from pipeline.errors import EddyError, EngineFailed
+from pipeline.errors import EddyError, EngineFailed, TakeoverError
 from pipeline.gauges import gauging
 from pipeline.heads import make_head
 from pipeline.inflow import Inflow
@@ -225,6 +225,9 @@ class Worker:
         self._ownership.assigned(membership, partitions)
         self._finished.set()
         self._settle_quiet()
+
+    def on_trouble(self, partition: int, error: TakeoverError) -> None:
+        self._fail(error)
 
     def on_lost(self, reason: Exception) -> None:
         self._fail(reason)

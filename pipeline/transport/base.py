@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.columns import Changelog, Committed, Membership, Part, Segment
+from pipeline.errors import TakeoverError
 
 
 class AssignmentListener(Protocol):
@@ -23,6 +24,9 @@ class AssignmentListener(Protocol):
     def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
         """These partitions, all paused, are this member's under ``membership`` (X1: keep the two together)."""
 
+    def on_trouble(self, partition: int, error: TakeoverError) -> None:
+        """This partition can be fetched no longer; it is paused, and the others go on. The error says what to do."""
+
     def on_lost(self, reason: Exception) -> None:
         """The transport can go on no longer (fenced for good, or its loop failed); the worker must end."""
 
@@ -33,6 +37,17 @@ class LogRange:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Where a part's snapshots lie in the changelog: offsets ``first`` to ``next``, without ``next``, in their order.
+
+    The transaction's marker follows: who reads on from ``next`` gets over it.
+    """
+
+    first: int
+    next: int
 
 
 class Transport(Protocol):
@@ -80,20 +95,35 @@ class Transport(Protocol):
     async def starting_offset(self, partition: int) -> int:
         """Where a group without an offset begins, by ``auto_offset_reset``."""
 
-    def changelog(self, partition: int) -> AsyncIterator[Changelog]:
-        """The changelog partition from its start, read committed, until the position has passed the high watermark
-        (asked read uncommitted when the iteration begins). Call it only after ``stable_offsets`` answered (X8). Raises
-        CommitError past the time limit, TakeoverError for what cannot be read."""
+    def changelog(self, partition: int, start: int = 0) -> AsyncIterator[Changelog]:
+        """The changelog partition from ``start`` (or where the log begins, if that is later), read committed, until the
+        position has passed the high watermark (asked read uncommitted when the iteration begins).
+
+        The last stretch's ``next_offset`` is at least that watermark; there is none where ``start`` is the watermark. A
+        stretch may hold no records. Call it only after ``stable_offsets`` answered (X8). Raises CommitError past the
+        time limit, TakeoverError for what cannot be read, and where ``start`` lies beyond the watermark: what was read
+        of this log before is void then (X14).
+        """
 
     async def settle(self) -> None:
         """Makes the writer usable again after any failure: InitProducerId until no CONCURRENT_TRANSACTIONS (X11).
         An open transaction of this lane is decided when it returns."""
 
-    async def commit(self, membership: Membership, parts: Sequence[Part]) -> None:
+    async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
         """One transaction: all records, all offsets with metadata, under ``membership`` (X1, X3).
 
-        Returns when EndTxn(commit) has succeeded. Raises GroupRefused (aborted and answered, the writer stays good),
-        PartRefused or OutcomeUnknown (call ``settle`` before anything else). Parts may hold no records at all.
+        Returns when EndTxn(commit) has succeeded: by partition, where its part's snapshots lie in the changelog. A
+        partition is left out if its part has none, and in the rare case that the broker did not tell of one stretch
+        without gaps (an answer was lost, and the records sent again). Raises GroupRefused (aborted and answered, the
+        writer stays good), PartRefused or OutcomeUnknown (call ``settle`` before anything else). Parts may hold no
+        records at all.
+        """
+
+    async def publish(self, parts: Sequence[Part]) -> None:
+        """The parts' ``outputs`` alone, in no transaction, acknowledged by all replicas when it returns (X13).
+
+        After an error some of them are visible, in their order, and may be published again. One call at a time.
+        Raises PartRefused, OutcomeUnknown.
         """
 
     def lag(self, partitions: Collection[int]) -> dict[int, int]:

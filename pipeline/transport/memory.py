@@ -15,8 +15,8 @@ import numpy as np
 
 from pipeline.columns import Changelog, Committed, Headers, Membership, Part, Records, Segment, as_list
 from pipeline.config import Config
-from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TopicError
-from pipeline.transport.base import AssignmentListener, LogRange
+from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TakeoverError, TopicError
+from pipeline.transport.base import AssignmentListener, LogRange, Written
 
 FETCH_RECORDS = 32768
 """Most records of one partition in one fetch."""
@@ -243,44 +243,65 @@ class MemoryTransport:
             return 0
         return len(self._broker.topics[self._config.input][partition])
 
-    async def changelog(self, partition: int) -> AsyncIterator[Changelog]:
-        entries = list(self._broker.topics[self._config.changelog][partition])
-        if entries:
-            yield Changelog([e.key or b"" for e in entries], [e.value for e in entries])
+    async def changelog(self, partition: int, start: int = 0) -> AsyncIterator[Changelog]:
+        log = self._broker.topics[self._config.changelog][partition]
+        end = len(log)
+        if start > end:
+            raise TakeoverError(partition, f"the changelog ends at {end}, before {start}: it was made anew")
+        if start < end:
+            entries = log[start:end]
+            yield Changelog([e.key or b"" for e in entries], [e.value for e in entries], np.arange(start, end), end)
 
     # ---- the writer
 
     async def settle(self) -> None:
         self._settled = True
 
-    async def commit(self, membership: Membership, parts: Sequence[Part]) -> None:
+    async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
         if not self._settled:
             raise OutcomeUnknown("the writer is not settled")
         await asyncio.sleep(0)  # as a real one, a commit lets others run before it is decided
         current = self._group.members.get(membership.member_id)
         if current is not self or membership.generation != self._group.generation:
             raise GroupRefused(f"generation {membership.generation} is not the group's {self._group.generation}")
-        config, topics = self._config, self._broker.topics
-        written = [
-            (topics[topic][part.partition], records, part.partition)
-            for part in parts
-            for topic, records in (
-                (config.output, part.outputs),
-                (config.dead_letters, part.dead_letters),
-                (config.changelog, part.snapshots),
-            )
-        ]
-        for _, records, partition in written:
-            largest = max((len(v) for v in as_list(records.values) if v is not None), default=0)
-            if largest > self._broker.record_bytes_max:
-                self._settled = False
-                raise PartRefused(partition, f"a record of {largest} bytes, at most {self._broker.record_bytes_max}")
+        config = self._config
+        try:
+            for part in parts:
+                for records in (part.outputs, part.dead_letters, part.snapshots):
+                    self._check_sizes(part.partition, records)
+        except PartRefused:
+            self._settled = False
+            raise
         # No await from here on: records and offsets become visible together.
-        for log, records, _ in written:
-            log.extend(_entries(records))
+        written: dict[int, Written] = {}
         for part in parts:
+            self._append(config.output, part.partition, part.outputs)
+            self._append(config.dead_letters, part.partition, part.dead_letters)
+            stretch = self._append(config.changelog, part.partition, part.snapshots)
+            if len(part.snapshots):
+                written[part.partition] = stretch
             self._group.offsets[part.partition] = Committed(part.committed, part.metadata)
         self._broker.wake()
+        return written
+
+    async def publish(self, parts: Sequence[Part]) -> None:
+        await asyncio.sleep(0)
+        for part in parts:
+            self._check_sizes(part.partition, part.outputs)
+        for part in parts:
+            self._append(self._config.output, part.partition, part.outputs)
+        self._broker.wake()
+
+    def _check_sizes(self, partition: int, records: Records) -> None:
+        largest = max((len(v) for v in as_list(records.values) if v is not None), default=0)
+        if largest > self._broker.record_bytes_max:
+            raise PartRefused(partition, f"a record of {largest} bytes, at most {self._broker.record_bytes_max}")
+
+    def _append(self, topic: str, partition: int, records: Records) -> Written:
+        log = self._broker.topics[topic][partition]
+        first = len(log)
+        log.extend(_entries(records))
+        return Written(first, len(log))
 
 
 def _entries(records: Records) -> list[Entry]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from pipeline.columns import Committed, source_column
-from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TopicError
-from pipeline.transport.base import LogRange
+from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TakeoverError, TopicError
+from pipeline.transport.base import LogRange, Written
 from tests.contract.transport_world import PARTITIONS, WAIT_S, CopyingWorker, Member, World, part, records
 
 
@@ -189,7 +190,7 @@ class TransportSuite:
         constant = (("eddy-model", b"m/1"),)
         async with self.member(world) as member:
             config, membership = world.config(), await member.until_assigned()
-            await member.transport.commit(
+            written = await member.transport.commit(
                 membership,
                 [
                     part(
@@ -203,6 +204,7 @@ class TransportSuite:
                     part(3, 7, "other"),
                 ],
             )
+            assert written == {2: Written(0, 3)}
             assert await member.transport.stable_offsets(membership, range(4)) == {
                 0: None,
                 1: None,
@@ -308,12 +310,70 @@ class TransportSuite:
         keys: list[bytes | None] = [b"%05d" % i for i in range(n)]
         async with self.member(world) as member:
             membership = await member.until_assigned()
-            await member.transport.commit(membership, [part(0, n, snapshots=records(keys, rows))])
+            written = await member.transport.commit(membership, [part(0, n, snapshots=records(keys, rows))])
+            assert written == {0: Written(0, n)}
             stretches = [s async for s in member.transport.changelog(0)]
         assert [k for s in stretches for k in s.keys] == keys
         assert [v for s in stretches for v in s.values] == [bytes(row) for row in rows]
+        assert np.concatenate([s.offsets for s in stretches]).tolist() == list(range(n))
+        for one, after in pairwise(stretches):
+            assert one.next_offset <= (int(after.offsets[0]) if len(after.keys) else after.next_offset)
+
+    async def test_outputs_are_published_without_a_transaction(self, world: World) -> None:
+        n = 3_000
+        keys: list[bytes | None] = [b"%05d" % i for i in range(n)]
+        rows = np.random.default_rng(6).integers(0, 256, (n, 1024), dtype=np.uint8)
+        async with self.member(world) as member:
+            membership = await member.until_assigned()
+            parts = [
+                part(0, 9, "no offset", outputs=records(keys, rows), snapshots=records([b"k"], [b"not this"])),
+                part(3, 9, dead_letters=records([b"k"], [b"nor that"])),
+            ]
+            await member.transport.publish(parts)
+            # Acknowledged is visible, to whoever reads committed too.
+            outputs = await world.read(world.config().output)
+            assert [(s.partition, s.key, s.value) for s in outputs] == [(0, keys[i], bytes(rows[i])) for i in range(n)]
+            assert await member.transport.stable_offsets(membership, [0, 3]) == {0: None, 3: None}
+            assert [s async for s in member.transport.changelog(0)] == []
+            assert await world.read(world.config().dead_letters) == []
+            with pytest.raises(PartRefused) as refused:
+                await member.transport.publish([part(1, 1, outputs=records([b"k"], [bytes(range(256)) * 8192]))])
+            assert refused.value.partition == 1
+            for i in range(3):
+                await member.transport.publish([part(2, 1, outputs=records([b"k"], [b"%d" % i]))])
+            await member.transport.commit(membership, [part(2, 1, outputs=records([b"k"], [b"in one"]))])
+            await member.transport.publish([part(2, 1, outputs=records([b"k"], [b"after"]))])
+            outputs = await world.read(world.config().output)
+        assert [s.value for s in outputs if s.partition == 2] == [b"0", b"1", b"2", b"in one", b"after"]
 
     # Takeover
+
+    async def test_a_changelog_is_read_from_an_offset_on(self, world: World) -> None:
+        n = 12
+        sent: list[tuple[int, bytes | None, bytes | None]] = []
+        async with self.member(world) as member:
+            membership, transport = await member.until_assigned(), member.transport
+            for turn in range(4):
+                keys: list[bytes | None] = [b"%d-%d" % (turn, i) for i in range(n)]
+                values: list[bytes | None] = [b"v" * i if i % 5 else None for i in range(n)]
+                written = await transport.commit(membership, [part(1, turn, snapshots=records(keys, values))])
+                where = written[1]
+                assert where.next - where.first == n
+                sent += zip(range(where.first, where.next), keys, values)
+            for start in (0, 1, n - 1, n, n + 1, 2 * n + 5, sent[-1][0]):
+                stretches = [s async for s in transport.changelog(1, start)]
+                rows = [row for s in stretches for row in zip(s.offsets.tolist(), s.keys, s.values, strict=True)]
+                assert rows == [row for row in sent if row[0] >= start]
+                assert all(s.offsets.dtype == np.int64 for s in stretches)
+            end = stretches[-1].next_offset
+            assert end > sent[-1][0]
+            assert [s async for s in transport.changelog(1, end)] == []
+            with pytest.raises(TakeoverError, match=rf"ends at {end}, before {end + 1}") as trouble:
+                _ = [s async for s in transport.changelog(1, end + 1)]
+            assert trouble.value.partition == 1
+            # Where it went on meanwhile, there is more.
+            await transport.commit(membership, [part(1, 9, snapshots=records([b"new"], [b"er"]))])
+            assert [k async for s in transport.changelog(1, end) for k in s.keys] == [b"new"]
 
     async def test_an_empty_changelog_ends_at_once(self, world: World) -> None:
         async with self.member(world) as member:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.columns import Headers, Membership, Part, Records, Segment
 from pipeline.config import Config
-from pipeline.errors import GroupRefused, OutcomeUnknown
+from pipeline.errors import GroupRefused, OutcomeUnknown, TakeoverError
 from pipeline.transport.base import Transport
 
 WAIT_S = 20.0
@@ -75,6 +75,7 @@ class Member:
     partitions: tuple[int, ...] = ()
     revoked: list[tuple[int, ...]] = field(default_factory=list)
     lost: list[Exception] = field(default_factory=list)
+    trouble: dict[int, TakeoverError] = field(default_factory=dict)
     assignments: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -87,6 +88,10 @@ class Member:
     def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
         self.membership, self.partitions = membership, tuple(sorted(partitions))
         self.assignments += 1
+        self._tell()
+
+    def on_trouble(self, partition: int, error: TakeoverError) -> None:
+        self.trouble[partition] = error
         self._tell()
 
     def on_lost(self, reason: Exception) -> None:

@@ -34,7 +34,9 @@ def written(live: dict[bytes, int], ended: dict[bytes, int] | None = None, diges
     )
     records = snapshots.records(digest, 0)
     values = records.values
-    return Changelog([k for k in records.keys if k is not None], [bytes(v) for v in values if v is not None])
+    n = len(records)
+    keys = [k for k in records.keys if k is not None]
+    return Changelog(keys, [bytes(v) for v in values if v is not None], np.arange(n), n)
 
 
 def restored_from(*stretches: Changelog, row_bytes: int = 2) -> Restored:
@@ -98,8 +100,8 @@ def test_the_newest_snapshot_of_a_key_counts():
         (found(10, changelog=written({}, {b"gone": 12})), "stream b'gone' is at offset 12"),
         (found(10, changelog=written({b"a": 1}, digest=OTHER)), "stream b'a' was written by a model with another"),
         (found(10, changelog=written({b"a": 1}), row_bytes=5), "has 26 bytes, expected 29"),
-        (found(10, changelog=Changelog([b"a"], [b"short"])), "has 5 bytes, less than"),
-        (found(10, changelog=Changelog([b"a"], [b"\xff" * 26])), "has version 255"),
+        (found(10, changelog=Changelog([b"a"], [b"short"], np.arange(1), 1)), "has 5 bytes, less than"),
+        (found(10, changelog=Changelog([b"a"], [b"\xff" * 26], np.arange(1), 1)), "has version 255"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(case, message):
@@ -112,10 +114,10 @@ def test_what_does_not_fit_is_refused_by_name(case, message):
 class Overwritten(MemoryTransport):
     """A changelog of one stream, written again and again and not yet compacted."""
 
-    async def changelog(self, partition):
+    async def changelog(self, partition, start=0):
         for a in range(200):
             header = b"\x01".ljust(8, b"\0") + DIGEST + a.to_bytes(8, "little")
-            yield Changelog([b"a"], [header + bytes(1_000_000)])
+            yield Changelog([b"a"], [header + bytes(1_000_000)], np.array([a]), a + 1)
 
 
 async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog():

@@ -19,6 +19,7 @@ from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, Step
 from pipeline.errors import OutcomeUnknown
 from pipeline.metrics import Metrics
 from pipeline.model_file import load_graph, read_contract, write_contract
+from pipeline.transport.base import Written
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
 from pipeline.worker import Worker
 from tests.models import rolling_hash, rolling_hash_reference
@@ -127,17 +128,18 @@ class Flaky(MemoryTransport):
             raise OutcomeUnknown("no answer")
         await super().settle()
 
-    async def commit(self, membership: Membership, parts: list[Part]) -> None:  # type: ignore[override]
+    async def commit(self, membership: Membership, parts: list[Part]) -> dict[int, Written]:  # type: ignore[override]
         dice = self._rng.random()
         if dice < 0.1:
             self.failures["lost request"] += 1
             self._settled = False
             raise OutcomeUnknown("the request was lost")
-        await super().commit(membership, parts)
+        written = await super().commit(membership, parts)
         if dice > 0.9:
             self.failures["lost answer"] += 1
             self._settled = False
             raise OutcomeUnknown("the answer was lost")
+        return written
 
 
 async def test_a_commit_whose_outcome_is_unknown_is_found_out_and_nothing_is_lost_or_repeated(hash_model, monkeypatch):

@@ -45,7 +45,7 @@ class Failing(MemoryTransport):
             self.failed = True
             self._settled = False
             raise OutcomeUnknown("the request was lost")
-        await super().commit(membership, parts)
+        return await super().commit(membership, parts)
 
 
 async def test_a_full_backlog_holds_its_partition_back_also_after_a_takeover(hash_model, monkeypatch):
@@ -84,7 +84,7 @@ class Gated(MemoryTransport):
     async def commit(self, membership, parts):
         if any(len(p.snapshots) for p in parts):
             await self.gate.wait()
-        await super().commit(membership, parts)
+        return await super().commit(membership, parts)
 
 
 async def test_a_partition_that_stops_gives_its_slots_to_those_that_wait(hash_model, caplog):
@@ -109,7 +109,7 @@ class Slow(MemoryTransport):
     async def commit(self, membership, parts):
         for _ in range(50):
             await asyncio.sleep(0)
-        await super().commit(membership, parts)
+        return await super().commit(membership, parts)
 
 
 async def test_any_number_of_records_that_the_model_cannot_run_are_dead_letters_one_after_the_other(brittle):
@@ -162,10 +162,10 @@ class LateRestore(MemoryTransport):
         super().__init__(broker, config)
         self.gate = asyncio.Event()
 
-    async def changelog(self, partition):
+    async def changelog(self, partition, start=0):
         if partition == 0:
             await self.gate.wait()
-        async for stretch in super().changelog(partition):
+        async for stretch in super().changelog(partition, start):
             yield stretch
 
 

@@ -1,8 +1,9 @@
 """The transport over a real Apache Kafka, on aiokafka's client and group membership.
 
-``transport`` puts the pieces together; ``reader`` is the group member, ``columns`` what it fetches, ``writer`` the
-lane's transactions, ``records`` the bytes of batches, ``logs`` ranges and changelogs, ``topics`` what must exist before
-anything runs, ``client`` one bounded connection to the cluster, ``wire`` the requests aiokafka lacks.
+``transport`` puts the pieces together; ``reader`` is the group member, ``columns`` what it fetches; ``writer`` the
+lane's transactions, ``publisher`` what goes outside of them, ``sender`` the batches of both, ``records`` their bytes;
+``logs`` ranges and changelogs, ``topics`` what must exist before anything runs, ``client`` one bounded connection to
+the cluster, ``wire`` the requests aiokafka lacks.
 
 What is used of aiokafka beyond its public interface (``tests/kafka/test_insides.py`` holds it)::
 

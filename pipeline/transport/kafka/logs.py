@@ -67,16 +67,19 @@ async def _ask(
 
 
 async def read_changelog(
-    client: Client, topic: str, partition: int, patience_s: float, check_crcs: bool = True
+    client: Client, topic: str, partition: int, start: int, patience_s: float, check_crcs: bool = True
 ) -> AsyncIterator[Changelog]:
-    """From the beginning, read committed, until the position has passed the watermark asked for first (X8).
+    """From ``start``, read committed, until the position has passed the watermark asked for first (X8).
 
     Raises OutcomeUnknown when nothing arrives for ``patience_s`` seconds, TimeoutError or KafkaError where the log's
     ends are not told, TakeoverError for what no repetition helps.
     """
     # Read uncommitted: behind an open transaction of a dead owner there may be snapshots that count.
     watermark = (await offsets_at(client, topic, [partition], LATEST, committed=False))[partition]
-    position = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
+    begin = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
+    if start > watermark:
+        raise TakeoverError(partition, f"{topic} ends at {watermark}, before {start}: it was made anew")
+    position = max(start, begin)
     clock = asyncio.get_running_loop().time
     heard = clock()
     while position < watermark:
@@ -90,10 +93,9 @@ async def read_changelog(
         if code is None or code:
             await asyncio.gather(client.force_metadata_update(), asyncio.sleep(RECONNECT_PAUSE_S))
         elif fields is not None:
-            moved, stretch = _unpack(topic, partition, position, fields, check_crcs)
-            if moved > position:
-                position, heard = moved, clock()
-            if stretch is not None:
+            stretch = _unpack(topic, partition, position, fields, check_crcs)
+            if stretch.next_offset > position:
+                position, heard = stretch.next_offset, clock()
                 yield stretch
         if clock() - heard > patience_s:
             raise OutcomeUnknown(
@@ -116,15 +118,14 @@ async def _fetch(client: Client, topic: str, partition: int, position: int) -> A
     return next(fields for _, of_topic in reply.topics for fields in of_topic)
 
 
-def _unpack(topic: str, partition: int, position: int, fields: Any, check_crcs: bool) -> tuple[int, Changelog | None]:
-    """Where the log goes on, and the records before it, if any."""
+def _unpack(topic: str, partition: int, position: int, fields: Any, check_crcs: bool) -> Changelog:
+    """What was fetched from ``position`` on, which may be nothing."""
     aborted, data = fields[-3] if len(fields) > 7 else fields[-2], fields[-1]
-    records = MemoryRecords(data or b"")
-    if not records.has_next():
-        return position, None
     tp = TopicPartition(topic, partition)
+    records = MemoryRecords(data or b"")
     try:
         segment = next(ColumnRecords(tp, records, aborted, position, None, None, check_crcs, READ_COMMITTED))
     except CorruptRecordException as error:
         raise TakeoverError(partition, f"{topic} is damaged after offset {position}: {error}") from error
-    return segment.next_offset, Changelog(segment.keys, segment.values) if len(segment) else None
+    keys: list[Any] = segment.keys  # Eddy writes none without a key, and the broker refuses them of a compacted topic
+    return Changelog(keys, segment.values, segment.offsets, segment.next_offset)

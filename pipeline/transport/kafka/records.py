@@ -35,11 +35,13 @@ _HEADER = struct.Struct(">qiibIhiqqqhii")
 _PRODUCER = struct.Struct(">qhi")
 _TIMES = struct.Struct(">qq")
 _CRC_AT, _CHECKED_FROM, _TIMES_AT, _PRODUCER_AT = 17, 21, 27, 43
+_ATTRIBUTES_AT = 22
+"""The low one of their two bytes."""
 _MAGIC, _TRANSACTIONAL = 2, 0x10
 
 
 class Batch:
-    """One transactional record batch. Its bytes are final but for the producer, who signs it when it is sent."""
+    """One record batch. Its bytes are final but for the producer, who signs it when it is sent."""
 
     __slots__ = ("_buffer", "count")
 
@@ -50,8 +52,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self._buffer)
 
-    def signed(self, producer_id: int, producer_epoch: int, base_sequence: int) -> bytes:
+    def signed(self, producer_id: int, producer_epoch: int, base_sequence: int, transactional: bool = True) -> bytes:
         """The batch as it goes over the wire. May be called again, with the same or another producer."""
+        self._buffer[_ATTRIBUTES_AT] &= ~_TRANSACTIONAL
+        self._buffer[_ATTRIBUTES_AT] |= _TRANSACTIONAL * transactional
         _PRODUCER.pack_into(self._buffer, _PRODUCER_AT, producer_id, producer_epoch, base_sequence)
         crc = calc_crc32c(memoryview(self._buffer)[_CHECKED_FROM:])  # type: ignore[arg-type]
         struct.pack_into(">I", self._buffer, _CRC_AT, crc)

@@ -20,10 +20,11 @@ from aiokafka.errors import (
 from pipeline.columns import Changelog, Committed, Membership, Part, Segment
 from pipeline.config import Config
 from pipeline.errors import CommitError, EddyError, OutcomeUnknown, Unreachable, UserError
-from pipeline.transport.base import AssignmentListener, LogRange
+from pipeline.transport.base import AssignmentListener, LogRange, Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client, unreachable
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at, read_changelog
+from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
 from pipeline.transport.kafka.topics import check_topics, know_leaders
 from pipeline.transport.kafka.writer import Writer
@@ -56,6 +57,7 @@ class _Open:
     restoring: Client
     reader: Reader
     writer: Writer
+    publisher: Publisher
 
     @staticmethod
     def of(config: Config, listener: AssignmentListener) -> _Open:
@@ -74,7 +76,8 @@ class _Open:
             config.compression,
         )
         restoring = Client(servers, name, config.request_timeout_ms)
-        return _Open(reading, writing, restoring, Reader(config, reading, listener), writer)
+        publisher = Publisher(writing, config.output, config.compression)
+        return _Open(reading, writing, restoring, Reader(config, reading, listener), writer, publisher)
 
     async def close(self) -> None:
         await self.reader.stop()
@@ -213,12 +216,12 @@ class KafkaTransport:
         except (TimeoutError, KafkaError) as error:
             raise OutcomeUnknown(f"the offsets of {self._config.input} cannot be read: {error!r}") from error
 
-    async def changelog(self, partition: int) -> AsyncIterator[Changelog]:
+    async def changelog(self, partition: int, start: int = 0) -> AsyncIterator[Changelog]:
         """See Transport.changelog. Raises OutcomeUnknown past the time limit, TakeoverError for what cannot be read."""
         topic = self._config.changelog
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
         try:
-            async for stretch in read_changelog(self._opened.restoring, topic, partition, patience_s):
+            async for stretch in read_changelog(self._opened.restoring, topic, partition, start, patience_s):
                 yield stretch
         except (TimeoutError, KafkaError) as error:
             raise OutcomeUnknown(f"{topic}-{partition} cannot be read yet: {error!r}") from error
@@ -227,9 +230,13 @@ class KafkaTransport:
         """See Transport.settle. Raises OutcomeUnknown past the time limit: call it again."""
         await self._opened.writer.settle()
 
-    async def commit(self, membership: Membership, parts: Sequence[Part]) -> None:
+    async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
         """See Transport.commit. Raises also UserError where a permission is missing."""
-        await self._opened.writer.commit(membership, parts)
+        return await self._opened.writer.commit(membership, parts)
+
+    async def publish(self, parts: Sequence[Part]) -> None:
+        """See Transport.publish. Raises also UserError where a permission is missing."""
+        await self._opened.publisher.publish(parts)
 
     async def leave(self) -> None:
         await self._opened.reader.leave()
