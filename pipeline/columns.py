@@ -257,7 +257,7 @@ class Changelog:
     """A stretch of a changelog partition, as read: ``n`` records, maybe none. A null value is a tombstone."""
 
     keys: list[bytes]
-    values: list[bytes | None]
+    values: Values
     offsets: I64
     """int64 ``[n]``, ascending, not necessarily dense."""
     next_offset: int

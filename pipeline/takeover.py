@@ -12,7 +12,7 @@ from pipeline.engine import Arena
 from pipeline.errors import SlotsExhausted, TakeoverError
 from pipeline.partition import MARK_VERSION, Mark, Memory
 from pipeline.streams.slots import Index, Slots
-from pipeline.streams.snapshots import OTHER_ROWS, Restored, overlay, restore, split
+from pipeline.streams.snapshots import OTHER_ROWS, Newest, Restored, restore, split
 from pipeline.transport.base import LogRange, Transport
 
 
@@ -43,10 +43,10 @@ async def read(partition: int, membership: Membership, transport: Transport, dig
     committed = (await transport.stable_offsets(membership, [partition]))[partition]
     mark = Mark.decode(committed.metadata) if committed is not None else None
     # 2. The changelog, read committed, to the high watermark asked now, after the offset.
-    newest: dict[bytes, bytes] = {}
+    newest = Newest(row_bytes)
     async for stretch in transport.changelog(partition):
-        overlay(newest, stretch)
-    restored = restore(newest, digest, row_bytes)
+        newest.add(stretch)
+    restored = restore(newest, digest)
     # 3. What the input still holds.
     log_range = (await transport.log_ranges([partition]))[partition]
     return Found(partition, committed, mark, log_range, restored)
@@ -60,10 +60,9 @@ def check(found: Found, digest: bytes) -> Start | None:
             raise TakeoverError(found.partition, message)
 
     restored, log = found.restored, found.log
-    snapshots = len(restored.keys) + len(restored.ended)
     if found.committed is None:
         need(
-            snapshots == 0 and restored.problem is None,
+            len(restored) == 0,
             "the changelog holds snapshots but the group has no offset: its offsets were deleted or have expired, or"
             " the input topic was made anew; delete the changelog topic to begin from nothing",
         )
@@ -71,7 +70,7 @@ def check(found: Found, digest: bytes) -> Start | None:
     mark, offset = found.mark, found.committed.offset
     if mark is None:
         need(
-            snapshots == 0 and restored.problem is None,
+            len(restored) == 0,
             f"the changelog holds snapshots but the committed offset {offset} has no metadata of Eddy's: another tool"
             " has set this group's offset; delete the changelog topic to begin from nothing at that offset",
         )
@@ -82,7 +81,7 @@ def check(found: Found, digest: bytes) -> Start | None:
         f"written by a newer worker (metadata version {mark.version}, this one reads {MARK_VERSION}); update this one",
     )
     need(mark.digest == digest, _other_rows(mark.digest, digest))
-    need(restored.problem is None, restored.problem or "")
+    need(not restored.problems, restored.problems[0].text if restored.problems else "")
     need(mark.committed == offset, f"offset {offset} does not match its metadata's C {mark.committed}")
     need(
         not mark.done_above, "the metadata has done offsets above C, which this worker cannot read; update this worker"

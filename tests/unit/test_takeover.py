@@ -11,13 +11,14 @@ from pipeline.columns import Changelog, Committed, Membership
 from pipeline.config import Config
 from pipeline.errors import TakeoverError
 from pipeline.partition import Mark
-from pipeline.streams.snapshots import Restored, Snapshots, overlay, restore
+from pipeline.streams.snapshots import Newest, Restored, Snapshots, restore
 from pipeline.takeover import Found, Start, check, read
 from pipeline.transport.base import LogRange
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
 
 DIGEST, OTHER = b"digest-1", b"digest-2"
 TAG = b"t" * 16
+NOBODY = np.empty(0, np.int64)
 
 
 def written(live: dict[bytes, int], ended: dict[bytes, int] | None = None, digest: bytes = DIGEST) -> Changelog:
@@ -40,10 +41,10 @@ def written(live: dict[bytes, int], ended: dict[bytes, int] | None = None, diges
 
 
 def restored_from(*stretches: Changelog, row_bytes: int = 2) -> Restored:
-    newest: dict[bytes, bytes] = {}
+    newest = Newest(row_bytes)
     for stretch in stretches:
-        overlay(newest, stretch)
-    return restore(newest, DIGEST, row_bytes)
+        newest.add(stretch)
+    return restore(newest, DIGEST)
 
 
 def found(
@@ -99,9 +100,9 @@ def test_the_newest_snapshot_of_a_key_counts():
         (found(10, changelog=written({b"late": 10})), "stream b'late' is at offset 10"),
         (found(10, changelog=written({}, {b"gone": 12})), "stream b'gone' is at offset 12"),
         (found(10, changelog=written({b"a": 1}, digest=OTHER)), "stream b'a' was written by a model with another"),
-        (found(10, changelog=written({b"a": 1}), row_bytes=5), "has 26 bytes, expected 29"),
+        (found(10, changelog=written({b"a": 1}), row_bytes=5), "has 34 bytes, expected 37"),
         (found(10, changelog=Changelog([b"a"], [b"short"], np.arange(1), 1)), "has 5 bytes, less than"),
-        (found(10, changelog=Changelog([b"a"], [b"\xff" * 26], np.arange(1), 1)), "has version 255"),
+        (found(10, changelog=Changelog([b"a"], [b"\xff" * 34], np.arange(1), 1)), "has version 255"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(case, message):
@@ -116,8 +117,8 @@ class Overwritten(MemoryTransport):
 
     async def changelog(self, partition, start=0):
         for a in range(200):
-            header = b"\x01".ljust(8, b"\0") + DIGEST + a.to_bytes(8, "little")
-            yield Changelog([b"a"], [header + bytes(1_000_000)], np.array([a]), a + 1)
+            row = Snapshots(NOBODY, [b"a"], np.array([a]), np.zeros((1, 1_000_000), np.uint8), NOBODY, [], NOBODY)
+            yield Changelog([b"a"], [bytes(v) for v in row.records(DIGEST, 0).values], np.array([a]), a + 1)
 
 
 async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog():

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.codecs.tokenizer import Words
 from pipeline.contract import CodecSpec, StepInput
+from pipeline.streams.snapshots import HEADER
 from tests.models import stepper
 from tests.tokenizations import tokenizer_file, tokens_contract
 from tests.unit.test_token_codec import whole
@@ -71,7 +72,7 @@ async def test_the_same_bytes_give_the_same_answers_and_the_same_row(tmp_path, c
     async with running(worker) as task:
         offsets = broker.groups["g"].offsets
         await until(broker, task, lambda: sum(c.offset for c in offsets.values()) == len(waiting))
-        rows = {entry.key: entry.value[24:] for _, _, entry in broker.records("g-in-changelog")}
+        rows = {entry.key: entry.value[HEADER:] for _, _, entry in broker.records("g-in-changelog")}
         for i in range(CUTTINGS):
             broker.produce("in", partition_of(b"%d" % i), b"%d" % i, None)
         await until(broker, task, lambda: sum(c.offset for c in offsets.values()) == len(waiting) + CUTTINGS)
