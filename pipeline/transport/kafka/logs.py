@@ -15,11 +15,12 @@ from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
-from pipeline.columns import Changelog
+from pipeline.columns import Changelog, Segment
 from pipeline.errors import OutcomeUnknown, TakeoverError
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import DISCONNECTED, RECONNECT_PAUSE_S, Client
 from pipeline.transport.kafka.columns import ColumnRecords
+from pipeline.transport.kafka.dead_owners import DeadOwners
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +68,22 @@ async def _ask(
 
 
 async def read_changelog(
-    client: Client, topic: str, partition: int, start: int, patience_s: float, check_crcs: bool = True
+    client: Client, topic: str, partition: int, start: int, patience_s: float, owners: DeadOwners | None = None
 ) -> AsyncIterator[Changelog]:
+    """``read_log`` of a changelog."""
+    async for segment in read_log(client, topic, partition, start, patience_s, owners):
+        keys: list[Any] = segment.keys  # Eddy writes none without a key, and the broker refuses them of such a topic
+        yield Changelog(keys, segment.values, segment.offsets, segment.next_offset)
+
+
+async def read_log(
+    client: Client, topic: str, partition: int, start: int, patience_s: float, owners: DeadOwners | None = None
+) -> AsyncIterator[Segment]:
     """From ``start``, read committed, until the position has passed the watermark asked for first (X8).
 
-    Raises OutcomeUnknown when nothing arrives for ``patience_s`` seconds, TimeoutError or KafkaError where the log's
-    ends are not told, TakeoverError for what no repetition helps.
+    ``owners``: told while an open transaction holds the log back (X9). Raises OutcomeUnknown when nothing arrives
+    for ``patience_s`` seconds, TimeoutError or KafkaError where the log's ends are not told, TakeoverError for what no
+    repetition helps.
     """
     # Read uncommitted: behind an open transaction of a dead owner there may be snapshots that count.
     watermark = (await offsets_at(client, topic, [partition], LATEST, committed=False))[partition]
@@ -81,7 +92,7 @@ async def read_changelog(
         raise TakeoverError(partition, f"{topic} ends at {watermark}, before {start}: it was made anew")
     position = max(start, begin)
     clock = asyncio.get_running_loop().time
-    heard = clock()
+    heard, watch = clock(), None
     while position < watermark:
         fields = await _fetch(client, topic, partition, position)
         code = fields[1] if fields is not None else None
@@ -93,10 +104,13 @@ async def read_changelog(
         if code is None or code:
             await asyncio.gather(client.force_metadata_update(), asyncio.sleep(RECONNECT_PAUSE_S))
         elif fields is not None:
-            stretch = _unpack(topic, partition, position, fields, check_crcs)
+            stretch = _unpack(topic, partition, position, fields)
             if stretch.next_offset > position:
-                position, heard = stretch.next_offset, clock()
+                position, heard, watch = stretch.next_offset, clock(), None
                 yield stretch
+            elif owners is not None:
+                watch = watch or owners.watch((topic, partition))
+                await watch.waiting()
         if clock() - heard > patience_s:
             raise OutcomeUnknown(
                 f"{topic}-{partition} is held back at offset {position} of {watermark} by an open transaction, or its"
@@ -118,14 +132,14 @@ async def _fetch(client: Client, topic: str, partition: int, position: int) -> A
     return next(fields for _, of_topic in reply.topics for fields in of_topic)
 
 
-def _unpack(topic: str, partition: int, position: int, fields: Any, check_crcs: bool) -> Changelog:
+def _unpack(topic: str, partition: int, position: int, fields: Any) -> Segment:
     """What was fetched from ``position`` on, which may be nothing."""
     aborted, data = fields[-3] if len(fields) > 7 else fields[-2], fields[-1]
     tp = TopicPartition(topic, partition)
     records = MemoryRecords(data or b"")
     try:
-        segment = next(ColumnRecords(tp, records, aborted, position, None, None, check_crcs, READ_COMMITTED))
+        segment: Segment = next(ColumnRecords(tp, records, aborted, position, None, None, True, READ_COMMITTED))
     except CorruptRecordException as error:
         raise TakeoverError(partition, f"{topic} is damaged after offset {position}: {error}") from error
-    keys: list[Any] = segment.keys  # Eddy writes none without a key, and the broker refuses them of a compacted topic
-    return Changelog(keys, segment.values, segment.offsets, segment.next_offset)
+    return segment
+    return segment
