@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
-from aiokafka.protocol.transaction import EndTxnRequest
 from confluent_kafka import OFFSET_BEGINNING, Consumer
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from pipeline.columns import Committed, Part, Records, source_column
+from pipeline.columns import Committed, Records, source_column
 from pipeline.config import Config
 from pipeline.errors import GroupRefused, OutcomeUnknown, PartRefused, TopicError, Unreachable, UserError
 from pipeline.transport.kafka.client import Client
@@ -259,110 +254,7 @@ async def test_work_goes_on_through_broker_restarts(own_broker: Broker) -> None:
     await world.stop()
 
 
-# A process that dies inside its transaction
-
-
-def hold_open(transport: KafkaTransport) -> asyncio.Event:
-    """From now on this transport's transactions stop before EndTxn; the event says that one has."""
-    writer = transport._opened.writer
-    reached, ask = asyncio.Event(), writer._ask
-
-    async def stopping(request: object, name: str) -> None:
-        if isinstance(request, EndTxnRequest):
-            reached.set()
-            await asyncio.Event().wait()
-        await ask(request, name)
-
-    writer._ask = stopping  # type: ignore[method-assign]
-    return reached
-
-
-async def test_stable_offsets_wait_for_a_transaction_that_is_open(world: KafkaWorld) -> None:
-    async with member_of(world) as member:
-        membership = await member.until_assigned()
-        transport = member.transport
-        assert isinstance(transport, KafkaTransport)
-        await transport.commit(membership, [part(0, 1, "before")])
-        reached = hold_open(transport)
-        committing = asyncio.create_task(transport.commit(membership, [part(0, 2, "pending")]))
-        await asyncio.wait_for(reached.wait(), 5)
-        asking = asyncio.create_task(transport.stable_offsets(membership, [0]))
-        restoring = asyncio.create_task(anext(aiter(transport.changelog(0)), None))
-        await asyncio.sleep(0.5)
-        assert not asking.done()
-        assert await restoring is None, "nothing was written to the changelog: nothing holds it back"
-        committing.cancel()
-        await asyncio.gather(committing, return_exceptions=True)
-        await transport.settle()
-        assert await asyncio.wait_for(asking, 2) == {0: Committed(1, "before")}
-
-
-async def test_a_changelog_held_back_is_read_to_its_watermark(world: KafkaWorld) -> None:
-    async with member_of(world) as member:
-        membership = await member.until_assigned()
-        transport = member.transport
-        assert isinstance(transport, KafkaTransport)
-        await transport.commit(membership, [part(0, 1, snapshots=records([b"a"], [b"1"]))])
-        reached = hold_open(transport)
-        open_part = part(0, 2, snapshots=records([b"a", b"b"], [b"2", b"2"]))
-        committing = asyncio.create_task(transport.commit(membership, [open_part]))
-        await asyncio.wait_for(reached.wait(), 5)
-
-        async def restore() -> list[tuple[bytes, bytes | None]]:
-            return [pair async for s in transport.changelog(0) for pair in zip(s.keys, s.values, strict=True)]
-
-        restoring = asyncio.create_task(restore())
-        await asyncio.sleep(0.5)
-        assert not restoring.done(), "the open transaction's records lie before the watermark"
-        committing.cancel()
-        await asyncio.gather(committing, return_exceptions=True)
-        await transport.settle()
-        assert await asyncio.wait_for(restoring, 5) == [(b"a", b"1")]
-
-
-DIES_IN_ITS_TRANSACTION = """
-import asyncio, sys
-from pipeline.config import Config
-from pipeline.columns import Records
-from tests.contract.transport_world import Member, part, records
-from tests.kafka.test_writing import hold_open
-from pipeline.transport import connect
-
-async def main():
-    servers, group, topic_in, topic_out = sys.argv[1:]
-    config = Config(bootstrap_servers=servers, group=group, input=topic_in, output=topic_out, worker_id="w0")
-    member = Member(connect(config))
-    await member.transport.start(member)
-    membership = await member.until_assigned(4)
-    await member.transport.commit(membership, [part(0, 1, "done", outputs=records([b"k"], [b"done"]))])
-    reached = hold_open(member.transport)
-    content = dict(outputs=records([b"k"], [b"open"]), snapshots=records([b"k"], [b"open"]))
-    task = asyncio.create_task(member.transport.commit(membership, [part(p, 2, "open", **content) for p in range(4)]))
-    await reached.wait()
-    print("open", flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-async def test_a_kill_inside_a_transaction_is_settled_by_the_same_lane(world: KafkaWorld) -> None:
-    command = [sys.executable, "-c", DIES_IN_ITS_TRANSACTION, world.servers, world.group, world.input, world.output]
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=os.getcwd())
-    assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"open\n"
-    process.send_signal(signal.SIGKILL)
-    await process.wait()
-    began = time.monotonic()
-    async with member_of(world) as member:
-        membership = await member.until_assigned(4)
-        found = await member.transport.stable_offsets(membership, range(4))
-        assert found == {0: Committed(1, "done"), 1: None, 2: None, 3: None}
-        assert [key async for s in member.transport.changelog(0) for key in s.keys] == []
-        # Long before the transaction's own time-out, and before the dead member's session ends.
-        assert time.monotonic() - began < 4
-        await member.transport.commit(membership, [Part(0, b"", 2, "again", records([b"k"], [b"again"]))])
-    assert [s.value for s in await world.read(world.output)] == [b"done", b"again"]
+# A member that was away
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from pipeline.errors import CommitError, EddyError, OutcomeUnknown, Unreachable,
 from pipeline.transport.base import AssignmentListener, LogRange, Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client, unreachable
+from pipeline.transport.kafka.dead_owners import DeadOwners
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at, read_changelog
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
@@ -58,6 +59,7 @@ class _Open:
     reader: Reader
     writer: Writer
     publisher: Publisher
+    dead_owners: DeadOwners
 
     @staticmethod
     def of(config: Config, listener: AssignmentListener) -> _Open:
@@ -67,17 +69,21 @@ class _Open:
         join_ms = max(config.request_timeout_ms, config.session_timeout_ms + 3_000)
         reading = Client(servers, name, join_ms)
         writing = Client(servers, name, config.request_timeout_ms)
+        lanes = f"{config.group}-{config.input}-"
+        lane = lanes + config.worker_id
+        topics = (config.output, config.dead_letters, config.changelog)
         writer = Writer(
             writing,
-            f"{config.group}-{config.input}-{config.worker_id}",
+            lane,
             config.input,
-            (config.output, config.dead_letters, config.changelog),
+            topics,
             config.transaction_timeout_ms,
             config.compression,
         )
         restoring = Client(servers, name, config.request_timeout_ms)
         publisher = Publisher(writing, config.output, config.compression)
-        return _Open(reading, writing, restoring, Reader(config, reading, listener), writer, publisher)
+        dead_owners = DeadOwners(writing, lanes, lane, topics, config.transaction_timeout_ms)
+        return _Open(reading, writing, restoring, Reader(config, reading, listener), writer, publisher, dead_owners)
 
     async def close(self) -> None:
         await self.reader.stop()
@@ -161,6 +167,7 @@ class KafkaTransport:
         """See Transport.stable_offsets. Raises OutcomeUnknown when a dead owner's transaction must be over by now."""
         if not partitions:
             return {}
+        watch = self._opened.dead_owners.watch(None)
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
         try:
             async with asyncio.timeout(patience_s):
@@ -172,6 +179,7 @@ class KafkaTransport:
                     if bad != {wire.UNSTABLE_OFFSET_COMMIT}:
                         raise self._refused(bad)
                     await asyncio.sleep(UNSTABLE_PAUSE_S)
+                    await watch.waiting()
         except TimeoutError:
             raise OutcomeUnknown(
                 f"offsets of {self._config.input} {sorted(partitions)} were still pending after {patience_s:g} s"
@@ -220,8 +228,9 @@ class KafkaTransport:
         """See Transport.changelog. Raises OutcomeUnknown past the time limit, TakeoverError for what cannot be read."""
         topic = self._config.changelog
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
+        owners = self._opened.dead_owners
         try:
-            async for stretch in read_changelog(self._opened.restoring, topic, partition, start, patience_s):
+            async for stretch in read_changelog(self._opened.restoring, topic, partition, start, patience_s, owners):
                 yield stretch
         except (TimeoutError, KafkaError) as error:
             raise OutcomeUnknown(f"{topic}-{partition} cannot be read yet: {error!r}") from error

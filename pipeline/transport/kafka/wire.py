@@ -63,7 +63,7 @@ UNSTABLE_OFFSET_COMMIT = 88
 S = TypeVar("S", bound=RequestStruct)
 
 
-class _Exactly(Request[S]):
+class Exactly(Request[S]):
     """A request of one version, its fields in the schema's order; a broker that lacks the version is refused."""
 
     API_KEY = -1
@@ -94,7 +94,7 @@ class ProduceRequestV7(ProduceRequest_v7):
         return b"".join(pieces)
 
 
-class Produce(_Exactly[ProduceRequestV7]):
+class Produce(Exactly[ProduceRequestV7]):
     """Record batches for the partitions of one leader."""
 
     API_KEY = 0
@@ -147,7 +147,7 @@ class TxnOffsetCommitRequestV3(RequestStruct):
     )
 
 
-class TxnOffsetCommit(_Exactly[TxnOffsetCommitRequestV3]):
+class TxnOffsetCommit(Exactly[TxnOffsetCommitRequestV3]):
     """Offsets with metadata inside a transaction, under a membership the broker compares (X1)."""
 
     API_KEY = 28
@@ -194,7 +194,7 @@ class OffsetFetchRequestV7(RequestStruct):
     )
 
 
-class OffsetFetch(_Exactly[OffsetFetchRequestV7]):
+class OffsetFetch(Exactly[OffsetFetchRequestV7]):
     """Committed offsets with their metadata, refused while a transaction holds pending ones (X4, X8)."""
 
     API_KEY = 9
@@ -222,7 +222,7 @@ class LeaveGroupRequestV3(RequestStruct):
     SCHEMA = Schema(("group", _TEXT), ("members", Array(("member_id", _TEXT), ("group_instance_id", _TEXT))))
 
 
-class LeaveGroup(_Exactly[LeaveGroupRequestV3]):
+class LeaveGroup(Exactly[LeaveGroupRequestV3]):
     """The first version in which a static member can leave."""
 
     API_KEY = 13
@@ -265,7 +265,7 @@ class DescribeGroupsRequestV4(RequestStruct):
     SCHEMA = Schema(("groups", Array(_TEXT)), ("include_authorized_operations", Boolean))
 
 
-class DescribeGroups(_Exactly[DescribeGroupsRequestV4]):
+class DescribeGroups(Exactly[DescribeGroupsRequestV4]):
     """The first version that names each member's group instance id."""
 
     API_KEY = 15
