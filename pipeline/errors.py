@@ -18,6 +18,7 @@
     │   └── PartRefused          one partition's part can never be written as it is
     ├── TakeoverError            a partition cannot be made this worker's own (X10)
     ├── SlotsExhausted           more live streams than the arena has slots
+    ├── TierFull                 streams without a slot fit neither in memory nor on disk
     ├── EngineFailed             the model raised while running; names the partitions whose rows are torn
     └── Broken                   an invariant of Eddy's own does not hold: a bug, please report
 """
@@ -104,6 +105,10 @@ class TakeoverError(EddyError):
 
 class SlotsExhausted(EddyError):
     """More live streams than the arena has slots; the message names the setting to raise."""
+
+
+class TierFull(EddyError):
+    """Streams without a slot fit neither in memory nor on disk; the message names the place and the settings."""
 
 
 class EngineFailed(EddyError):

@@ -108,6 +108,13 @@ def test_a_snapshot_tells_when_it_was_written() -> None:
     assert (got.keys, got.written_ms.tolist()) == ([b"a", b"b"], [2, 1])
 
 
+def test_the_last_of_several_snapshots_of_a_stream_in_one_matrix_counts() -> None:
+    logs = [written(snapshots({b"a": (a, b"row"), b"b": (a + 1, b"new")})) for a in (1, 5)]
+    got = restored(stretch([k for log in logs for k in log.keys], np.concatenate([log.values for log in logs])))
+    assert as_rows(got) == {b"a": (5, b"row"), b"b": (6, b"new")}
+    assert len(got.rows) == 2
+
+
 def test_streams_without_a_row_are_kept_apart_from_those_that_ended() -> None:
     got = restored(written(snapshots({b"a": (1, b""), b"b": (2, b"")}, {b"c": 5})), row_bytes=0)
     assert as_rows(got) == {b"a": (1, b""), b"b": (2, b"")}
@@ -172,3 +179,4 @@ def test_a_snapshot_that_cannot_be_read_is_told_by_name(damaged: bytes, kind: st
     assert problem.text.startswith("snapshot of stream b'k' ")
     assert as_rows(got) == {b"before": (1, b"abc"), b"after": (1, b"row")}
     assert re.search(text, problem.text)
+    assert len(got) == 3, "what cannot be read is there"
