@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format data models bench broker broker-stop clean
+.PHONY: help install demo test lint format data models bench chaos broker broker-stop clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ models: $(VENV)/.everything $(VENV)/.vectors ## Train and export the shipped mod
 
 bench: $(VENV)/.everything ## Measure the worker beside raw onnxruntime and a hand-batched loop
 	$(BIN)/python -m tests.benchmarks
+
+chaos: $(VENV)/.everything ## Kill, stop and shake workers and a broker (MINUTES=30, SEED=...), and count what is lost or repeated
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 constraints: ## Write the versions that the image installs, from what serving needs today
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -19,9 +19,9 @@ NewTopicName = Callable[..., Awaitable[str]]
 
 
 @contextmanager
-def _started() -> Iterator[Broker]:
+def started(settings: Mapping[str, str] | None = None) -> Iterator[Broker]:
     """In CI a broker that cannot be had is a failure; by hand it is a skip with its reason."""
-    it = Broker()
+    it = Broker(settings=settings)
     try:
         it.start()
     except BrokerUnavailable as reason:
@@ -35,14 +35,14 @@ def _started() -> Iterator[Broker]:
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """A real Apache Kafka with temporary data, shared by all tests: use topics and groups of your own."""
-    with _started() as it:
+    with started() as it:
         yield it
 
 
 @pytest.fixture
 def own_broker() -> Iterator[Broker]:
     """A broker for this test alone, to be killed and restarted."""
-    with _started() as it:
+    with started() as it:
         yield it
 
 

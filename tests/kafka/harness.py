@@ -52,9 +52,21 @@ class Worker:
     ``lines`` holds what it has logged in this life, one object a line.
     """
 
-    def __init__(self, address: str, model: Path, topic_in: str, topic_out: str, worker_id: str, **settings: Any):
+    def __init__(
+        self,
+        address: str,
+        model: Path,
+        topic_in: str,
+        topic_out: str,
+        worker_id: str,
+        *,
+        program: str = "services",
+        **settings: Any,
+    ):
+        """``program``: the module that is run, for a worker that is broken on purpose."""
         settings = {"group": f"{topic_in}-g", **settings}
         self.worker_id = worker_id
+        self._program = program
         group = str(settings["group"])
         self.lane = f"{group}-{topic_in}-{worker_id}"
         """Its transactional id."""
@@ -72,7 +84,7 @@ class Worker:
         """Returns at once."""
         self.lines = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "services", "run", *self._flags],
+            [sys.executable, "-m", self._program, "run", *self._flags],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -211,6 +223,11 @@ class Topics(NamedTuple):
     @property
     def dead_letters(self) -> str:
         return f"{self.input}.dlq"
+
+    @property
+    def partitions(self) -> int:
+        """Of each of them; asks the broker."""
+        return len(admin(self.address).list_topics(self.input, 10).topics[self.input].partitions)
 
     @property
     def changelog(self) -> str:

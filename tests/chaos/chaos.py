@@ -1,0 +1,99 @@
+"""A chaos run on a real broker: faults at random, then a while of peace, then the judgement."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.broker import Broker
+from tests.chaos.faults import DECK, Fault, sleep_inside
+from tests.chaos.scene import Scene
+from tests.kafka.feed import Feed
+from tests.kafka.harness import Topics, workers
+from tests.kafka.reading import Reader
+from tests.kafka.verdict import Verdict, judge_hash
+
+PARTITIONS, REGULARS, GUESTS = 6, 3, 2
+RATE = 1500
+PEACE_S = 90.0
+"""Liveness: everything must be out so long after the last fault."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened, and what came of it."""
+
+    seed: int
+    counts: Counter[str]
+    seconds: float
+    """Of faults."""
+    peace_s: float
+    """From the last fault until every input was answered."""
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{what} {n}" for what, n in sorted(self.counts.items()))
+        v = self.verdict
+        return (
+            f"seed {self.seed}: {self.seconds:.0f} s of faults: {said}; all answered {self.peace_s:.1f} s after the"
+            f" last; {v.inputs} inputs of {v.streams} streams: lost {v.lost} / repeated {v.repeated} / out of order"
+            f" {v.out_of_order} (wrong {v.wrong}, strange {v.strange})"
+        )
+
+
+def play(scene: Scene, seconds: float, zombies: int, deck: Mapping[Fault, int] = DECK) -> float:
+    """Faults for so long, and until so many have woken inside an open transaction; the seconds that it took."""
+    began = time.monotonic()
+    cards: list[Fault] = []
+    while time.monotonic() - began < seconds or scene.counts["zombies inside an open transaction"] < zombies:
+        spent = time.monotonic() - began
+        assert spent < 60 + 3 * seconds, f"too few zombies in {spent:.0f} s: {dict(scene.counts)}"
+        if not cards:
+            cards = [fault for fault, times in deck.items() for _ in range(times)]
+            scene.rng.shuffle(cards)
+        fault = cards.pop()
+        print(f"{spent:5.1f} s {fault.__name__}, asleep {[w.worker_id for w in scene.sleeping]}")
+        fault(scene)
+        scene.wait(scene.rng.uniform(0.2, 1.0))
+    return time.monotonic() - began
+
+
+def control(broker: Broker, topics: Topics, model: Path, seed: int, zombies_max: int) -> Report:
+    """The same zombies with workers whose offset commits nobody fences, until that shows, or so many have woken."""
+    scene = Scene(broker, topics, model, random.Random(seed), REGULARS, 0, program="tests.chaos.unfenced")
+    with workers(*scene.regulars), Feed(topics, seed, RATE) as feed:
+        reader = Reader(topics.address, topics.output)
+        reader.until(RATE, of=scene.regulars)
+        began = time.monotonic()
+        for zombies in range(1, zombies_max + 1):
+            play(scene, 0, zombies, {sleep_inside: 1})
+            scene.wait(1.0)
+            sources = [record.source for record in reader.rest()]
+            if len(set(sources)) < len(sources):
+                break
+        reader.close()
+        feed.stop()
+    return Report(seed, scene.counts, time.monotonic() - began, 0.0, judge_hash(topics))
+
+
+def run(broker: Broker, topics: Topics, model: Path, seed: int, seconds: float, zombies: int) -> Report:
+    """Serves the rolling hash under faults. Raises AssertionError where not all is answered in time."""
+    scene = Scene(broker, topics, model, random.Random(seed), REGULARS, GUESTS)
+    with workers(*scene.regulars, later=scene.guests), Feed(topics, seed, RATE) as feed:
+        reader = Reader(topics.address, topics.output)
+        reader.until(RATE, of=scene.regulars)
+        took = play(scene, seconds, zombies)
+        healed = time.monotonic()
+        scene.heal()
+        sent = feed.stop()
+        reader.until(sent, PEACE_S)
+        peace = time.monotonic() - healed
+        reader.close()
+        scene.close()
+    verdict = judge_hash(topics)
+    assert verdict.inputs == sent
+    return Report(seed, scene.counts, took, peace, verdict)
