@@ -51,6 +51,7 @@ class Intake:
         self._contract, self._codec, self._head, self._engine = contract, codec, head, engine
         self._slots, self._limits = slots, limits
         self._record_bytes_max = record_bytes_max
+        self.poll_steps = codec.poll_steps
         self._given = Given(contract) if contract.stream_constants else None
         self.poison: dict[tuple[int, int], str] = {}
         """(partition, offset) of records whose own run failed, and how (X11)."""
@@ -300,10 +301,11 @@ class Intake:
             return decoded.counts, decoded.values
         skip = set(failed) | set(nulls)
         good = np.array([i for i in range(len(values)) if i not in skip], np.int64)
+        served = [value for i in good.tolist() if (value := values[i]) is not None]
         if isinstance(self._codec, AheadCodec) and ahead is not None:
-            decoded = self._codec.collect([ahead[i] for i in good.tolist()])
+            decoded = self._codec.decode_ahead(served, slots[good], memory, [ahead[i] for i in good.tolist()])
         else:
-            decoded = self._codec.decode([values[i] for i in good.tolist()], slots[good], memory)
+            decoded = self._codec.decode(served, slots[good], memory)
         for j, error in decoded.failed.items():
             i = int(good[j])
             failed[i] = (error, keys[i], values[i])

@@ -32,8 +32,9 @@ class Pump:
         # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
         rows_max = max(RECORDS_MIN, config.queue_bytes // 2 // max(1, row_bytes))
         self._records_max = config.max_steps if config.slots <= rows_max else rows_max
-        # Steps and the outputs that are kept of them wait for the commit, too.
-        self._steps_max = max(1, min(config.max_steps, config.queue_bytes // 2 // max(1, kept_bytes)))
+        # Steps and the outputs that are kept of them wait for the commit, too; and decoding must not take long.
+        fitting = config.queue_bytes // 2 // max(1, kept_bytes)
+        self._steps_max = max(1, min(config.max_steps, fitting, intake.poll_steps))
         self._suspects: dict[int, int] = {}
         """Partition -> offset below which its records run alone: one of them made a run fail (X11)."""
         self._was_alone = False
@@ -75,9 +76,13 @@ class Pump:
         records_max = max(1, self._records_max // max(1, len(waiting)))
         taken = []
         for memory, grant in zip(waiting, grants):
+            # A record may be larger than its partition's share, but not all of them at once.
+            if budget <= 0:
+                break
             segment = memory.take(max(1, grant), self._step_bytes, records_max)
             if segment is not None:
                 taken.append((memory, segment))
+                budget -= max(len(segment), segment.value_bytes // self._step_bytes)
         poll = self._intake.admit(taken, self._in_turn(feeding), self._records_max)
         self._say_blocked(waiting)
         return poll

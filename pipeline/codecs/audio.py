@@ -30,6 +30,8 @@ from pipeline.errors import RecordError
 
 RATE_MIN, RATE_MAX = 1000, 384_000
 COMMON_RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000)
+POLL_STEPS = 512
+"""A record of a WAV file may take 0.1 ms of the event loop, and a megabyte to be resampled 50 ms."""
 SAMPLE_BYTES = 2
 FULL_SCALE = 32768.0
 
@@ -44,6 +46,8 @@ class AudioCodec(Codec):
     The model has one step input of float32, float16 (scaled to [-1, 1)) or int16; its shape has ``overlap + hop``
     samples in one dimension, the others are 1. Raises ContractError for anything else.
     """
+
+    poll_steps = POLL_STEPS
 
     def __init__(self, contract: Contract, beside: Beside = NOTHING_BESIDE) -> None:
         settings = Settings(contract, "codec", beside)

@@ -4,9 +4,10 @@ A codec keeps what it must remember of a stream (half a character, twenty bytes 
 ``memory``, ``uint8 [slots, memory_bytes]``, of the size the contract declares. All zero is a new stream. So a stream
 can be snapshotted after any record and go on elsewhere, and cutting its bytes differently gives the same steps.
 
-A codec is called on the event loop, in the order of the records, once a poll; it has no other state. One whose work is
-dear and needs no memory of the stream (an encoded image) is an ``AheadCodec``: its records are decoded one by one on
-threads, before their poll is made, while the loop, the engine and commits go on.
+A codec is called on the event loop, in the order of the records, once a poll; it has no other state. Where a record
+means dear work that needs nothing of its stream (an image to be decoded, a long text to be tokenized), the codec is an
+``AheadCodec``: that work is done record by record on threads, before their poll is made, while the loop, the engine and
+commits go on. What needs the stream is bounded by ``poll_steps`` instead.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from pipeline.columns import I64, U8, AnyArray
-from pipeline.contract import StepInput
 from pipeline.errors import RecordError
 
 
@@ -40,6 +38,8 @@ class Codec(ABC):
     memory_bytes: int = 0
     step_bytes: int = 1
     """About how many bytes of a record make a step: what a poll's bound in steps goes by."""
+    poll_steps: int = 2**31
+    """Steps that a poll may have, for what decoding them may cost; a record with less than a step counts as one."""
     step_s: float = 0.0
     """How long a step lasts, seconds, where the contract gives a rate; what the real-time factor is measured by."""
 
@@ -57,33 +57,32 @@ class Codec(ABC):
 
 
 class AheadCodec(Codec):
-    """A codec whose records are one step each, by themselves. It keeps nothing of a stream."""
+    """A codec that can do dear work on a record without its stream. See the module."""
 
-    memory_bytes = 0
-    step_bytes = 2**31
-    """As many bytes as a record may have: every record is one step."""
-    step: StepInput
+    ahead_from: int = 0
+    """Records of fewer bytes are cheap: all is done to them in their poll."""
 
     @abstractmethod
-    def decode_one(self, value: bytes) -> AnyArray:
-        """The record's step, ``[*shape]`` in its input's dtype. Called on any thread. Raises RecordError."""
+    def ahead(self, value: bytes) -> AnyArray | None:
+        """What is made of a record ahead of its poll; None where nothing can be. On any thread. Raises RecordError."""
 
-    def attempt(self, value: bytes) -> AnyArray | RecordError:
-        """What became of a record."""
+    @abstractmethod
+    def ahead_bytes(self, value_bytes: int) -> int:
+        """About what that takes in memory, for a record of so many bytes."""
+
+    @abstractmethod
+    def decode_ahead(
+        self, values: list[bytes], slots: I64, memory: U8, ahead: Sequence[AnyArray | RecordError | None]
+    ) -> Steps:
+        """As ``decode``; ``ahead[i]``: what ``attempt`` said of record ``i``, None where it was not asked."""
+
+    def attempt(self, value: bytes) -> AnyArray | RecordError | None:
+        """What becomes of a record ahead of its poll."""
         try:
-            return self.decode_one(value)
+            return self.ahead(value)
         except RecordError as error:
             return error
 
-    def collect(self, decoded: Sequence[AnyArray | RecordError]) -> Steps:
-        """What became of each record of a poll, side by side."""
-        failed = {i: d for i, d in enumerate(decoded) if isinstance(d, RecordError)}
-        good = [d for d in decoded if not isinstance(d, RecordError)]
-        counts = np.ones(len(decoded), np.int64)
-        counts[list(failed)] = 0
-        steps = np.stack(good) if good else np.empty((0, *self.step.shape), self.step.dtype)
-        return Steps((steps,), counts, failed)
-
     def decode(self, values: list[bytes], slots: I64, memory: U8) -> Steps:
         """All of these, here and now."""
-        return self.collect([self.attempt(value) for value in values])
+        return self.decode_ahead(values, slots, memory, [None] * len(values))

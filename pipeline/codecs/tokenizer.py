@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.beside import Beside
 from pipeline.codecs.settings import Settings
 from pipeline.codecs.utf8 import REPLACEMENT
 from pipeline.contract import Contract
+from pipeline.errors import RecordError
 
 # One thread, the caller's: the cores are the engine's.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -40,9 +41,13 @@ CUTS: dict[str, str] = {"whitespace": rf"(?<={VISIBLE})(?=[\t-\r ])", "space": r
 FLUSHES = ("record", "boundary")
 HOLD_BYTES = 128
 HOLD_BYTES_MAX = 4000
+STRETCH = 16_384
+"""Characters that are cut and tokenized at a time, where a thread does it."""
 KNOWN_MAX = 50_000
 KNOWN_BYTES_MAX = 16_000_000
 """How much is kept of words met before, with or without tokens, and what these take."""
+NO_WORD = ""
+"""Stands among words for tokens that were made before."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -52,6 +57,24 @@ class Words:
 
     cut: str | None
     hold_bytes: int | None = None
+
+    def cut_after(self, text: str, at: int) -> int | None:
+        """The first place at or behind ``at`` where the text is cut; None: there is none."""
+        if self.cut is None:
+            return None
+        # Short looks: other threads wait while one lasts. The character behind each is seen, too.
+        for start in range(at, len(text), STRETCH):
+            found = _PATTERNS[self.cut].search(text, start, start + STRETCH + 1)
+            if found is not None:
+                return found.start()
+        return None
+
+    def stretches(self, text: str, at: int) -> Iterator[str]:
+        """The text from there on, cut in few places."""
+        while (end := self.cut_after(text, at + STRETCH)) is not None:
+            yield text[at:end]
+            at = end
+        yield text[at:]
 
     def of(self, text: str) -> list[str]:
         """The words of a text, the last of which more text may go on with; none is longer than ``hold_bytes``."""
@@ -66,14 +89,14 @@ class Words:
 
 def _chopped(word: str, limit: int) -> Iterable[str]:
     """At the last character that fits, counted from where the word begins: the same however it came."""
-    data = word.encode()
-    while len(data) > limit:
-        at = limit
-        while data[at] & 0xC0 == 0x80:
-            at -= 1
-        yield data[:at].decode()
-        data = data[at:]
-    yield data.decode()
+    data, begin = word.encode(), 0
+    while len(data) - begin > limit:
+        end = begin + limit
+        while data[end] & 0xC0 == 0x80:
+            end -= 1
+        yield data[begin:end].decode()
+        begin = end
+    yield data[begin:].decode()
 
 
 _PATTERNS = {name: re.compile(pattern) for name, pattern in CUTS.items()}
@@ -123,6 +146,11 @@ class Tokenization:
             if len(words) == 1:
                 return [None]
             return [ids for word in words for ids in self.encode([word])]
+
+    def refusal(self, word: str) -> RecordError:
+        """That a word has no tokens."""
+        shown = word if len(word) <= 40 else f"{word[:37]}..."
+        return RecordError("vocabulary", f"the tokenizer has no token for {shown!r}, nor one for what it does not know")
 
     def texts(self) -> list[bytes]:
         """The bytes that each token adds to a text that has begun; none for special tokens, U+FFFD for numbers between
@@ -217,7 +245,7 @@ class KnownWords:
 
     def __init__(self, tokenization: Tokenization, dtype: np.dtype[Any]) -> None:
         self._tokenization, self._dtype = tokenization, dtype
-        self._known: dict[str, bytes | None] = {}
+        self._known: dict[str, bytes | None] = {NO_WORD: b""}
         self._bytes = 0
         self.strangers: set[str] = set()
         """Those that have none."""
@@ -225,7 +253,7 @@ class KnownWords:
     def trim(self) -> None:
         """To be called between polls: begins anew when there is too much."""
         if len(self._known) > KNOWN_MAX or self._bytes > KNOWN_BYTES_MAX:
-            self._known, self._bytes, self.strangers = {}, 0, set()
+            self._known, self._bytes, self.strangers = {NO_WORD: b""}, 0, set()
 
     def learn(self, words: Iterable[str]) -> bool:
         """Asks the tokenizer for the words that are new; whether one of those has no tokens."""

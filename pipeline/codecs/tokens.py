@@ -8,23 +8,34 @@
   cut leaves the tokens as they are. Only an unfinished character waits.
 
 The special tokens that a tokenizer would put around a text are never added: a stream is no sentence.
+
+A long record is tokenized ahead of its poll, between its first cut and its last one: what stands there is the same
+whatever the record before it left, and the one behind it brings.
 """
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
 from pipeline.beside import NOTHING_BESIDE, Beside
-from pipeline.codecs.base import Codec, Steps
+from pipeline.codecs.base import AheadCodec, Steps
 from pipeline.codecs.text import token_dtype
-from pipeline.codecs.tokenizer import KnownWords, Tokenization
+from pipeline.codecs.tokenizer import NO_WORD, KnownWords, Tokenization
 from pipeline.codecs.utf8 import whole_characters
-from pipeline.columns import I64, U8
+from pipeline.columns import I64, U8, AnyArray
 from pipeline.contract import Contract
 from pipeline.errors import RecordError
 
+AHEAD_FROM = 4096
+"""Bytes of a record that is worth a thread."""
+POLL_STEPS = 8192
+"""New words take about 2 us a step, on the event loop where they come in short records."""
 COUNT_BYTES = 2
 """A row begins with how many bytes wait; then they follow: whole characters, and up to three bytes of one more."""
 
@@ -38,15 +49,20 @@ class _Cut:
     words: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     """How many of ``words`` each record has."""
+    ready: dict[int, bytes] = field(default_factory=dict)
+    """Tokens made ahead, in place of a word that is empty."""
     failed: dict[int, RecordError] = field(default_factory=dict)
 
 
-class TokenCodec(Codec):
+class TokenCodec(AheadCodec):
     """See the module.
 
     Raises ContractError for a wrong setting, a tokenizer that is missing, changed or none, or unless the model has one
     step input, of int64 or int32 scalars.
     """
+
+    ahead_from = AHEAD_FROM
+    poll_steps = POLL_STEPS
 
     def __init__(self, contract: Contract, beside: Beside = NOTHING_BESIDE) -> None:
         self._tokenization = Tokenization.of(contract, beside)
@@ -56,12 +72,52 @@ class TokenCodec(Codec):
         self.memory_bytes = COUNT_BYTES + self._tokenization.hold_bytes + 3
         self.step_bytes = 3
 
-    def decode(self, values: list[bytes], slots: I64, memory: U8) -> Steps:
+    def ahead(self, value: bytes) -> AnyArray | None:
+        """``[2 + n]``: the bytes before the first cut and those behind the last one, and the tokens between.
+
+        Where a record is a text of its own it has no other beginning, and no other end, than half a character. None
+        for a record that must be seen whole. Fails a word without tokens (reason ``vocabulary``).
+        """
+        half = next((i for i, byte in enumerate(value[:4]) if byte & 0xC0 != 0x80), 4)
+        try:
+            text, used = utf_8_decode(value[half:], "strict", False)
+        except UnicodeDecodeError:
+            return None
+        words = self._tokenization.words
+        begin = 0 if not half and not self._holds else words.cut_after(text, 0)
+        if begin is None:
+            return None
+        before = half + len(text[:begin].encode()) if begin else 0
+        behind = len(value) - half - used
+        made: list[AnyArray] = []
+        *stretches, last = words.stretches(text, begin)
+        made = [self._tokens(words.of(stretch)) for stretch in stretches]
+        end = words.of(last)
+        if self._holds:
+            behind += len(end.pop().encode())
+        return np.concatenate([np.array([before, behind], self._dtype), *made, self._tokens(end)])
+
+    def _tokens(self, words: list[str]) -> AnyArray:
+        """Raises RecordError."""
+        different = list(dict.fromkeys(words))
+        known: dict[str, list[int]] = {}
+        for word, ids in zip(different, self._tokenization.encode(different)):
+            if ids is None:
+                raise self._tokenization.refusal(word)
+            known[word] = ids
+        return np.fromiter(chain.from_iterable([known[word] for word in words]), self._dtype)
+
+    def ahead_bytes(self, value_bytes: int) -> int:
+        return value_bytes // self.step_bytes * self._dtype.itemsize if value_bytes >= self.ahead_from else 0
+
+    def decode_ahead(
+        self, values: list[bytes], slots: I64, memory: U8, ahead: Sequence[AnyArray | RecordError | None]
+    ) -> Steps:
         """Fails what can never become UTF-8 (reason ``utf-8``), and a word without tokens (``vocabulary``)."""
         touched, whose = np.unique(slots, return_inverse=True)
         rows = memory[touched]
         before = _held(rows)
-        cut = self._cut(values, whose.tolist(), before)
+        cut = self._cut(values, whose.tolist(), before, ahead)
         for row, was, now in zip(rows, before, cut.held):
             if was != now:
                 row[:] = np.frombuffer(_row(now, len(row)), np.uint8)
@@ -77,25 +133,66 @@ class TokenCodec(Codec):
         words = [text for text, one in zip(texts, good) if one]
         return self._steps(_Cut([], words, [int(one) for one in good]))
 
-    def _cut(self, values: list[bytes], whose: list[int], before: list[bytes]) -> _Cut:
+    def _cut(
+        self,
+        values: list[bytes],
+        whose: list[int],
+        before: list[bytes],
+        ahead: Sequence[AnyArray | RecordError | None],
+    ) -> _Cut:
         """The records' words, all of them known; ``whose[i]`` is the place of record ``i``'s stream in ``before``."""
         self._known.trim()
-        while True:
-            cut = _Cut(list(before))
-            for i, (value, stream) in enumerate(zip(values, whose)):
-                try:
-                    words, cut.held[stream] = self._one(cut.held[stream], value)
-                except _Failed as failure:
-                    cut.failed[i], cut.held[stream] = failure.error, failure.held
-                    words = []
-                cut.words += words
-                cut.counts.append(len(words))
-            # A record that fails changes what its stream's next ones are: with new strangers, all is cut again.
-            if not self._known.learn(cut.words):
-                return cut
+        cut = self._cut_once(values, whose, before, ahead, one_by_one=False)
+        # A record that fails changes what its stream's next ones are: with new strangers, all is cut again, and each
+        # record's words are asked for before the next one is looked at.
+        return self._cut_once(values, whose, before, ahead, one_by_one=True) if self._known.learn(cut.words) else cut
 
-    def _one(self, held: bytes, value: bytes) -> tuple[list[str], bytes]:
-        """One record's words and what waits after it. Raises _Failed."""
+    def _cut_once(
+        self,
+        values: list[bytes],
+        whose: list[int],
+        before: list[bytes],
+        ahead: Sequence[AnyArray | RecordError | None],
+        *,
+        one_by_one: bool,
+    ) -> _Cut:
+        cut = _Cut(list(before))
+        for i, (value, stream, done) in enumerate(zip(values, whose, ahead)):
+            try:
+                words, tokens, rest = self._one(cut.held[stream], value, done)
+                if one_by_one:
+                    self._known.learn(words)
+                self._refuse_strangers(words)
+            except _Failed as failure:
+                cut.failed[i], cut.held[stream] = failure.error, failure.held
+                cut.counts.append(0)
+                continue
+            cut.held[stream] = rest
+            cut.words += words
+            cut.counts.append(len(words))
+            if tokens is not None:
+                cut.ready[len(cut.words) - 1] = tokens
+        return cut
+
+    def _one(
+        self, held: bytes, value: bytes, done: AnyArray | RecordError | None
+    ) -> tuple[list[str], bytes | None, bytes]:
+        """One record's words, the tokens that the last of them, NO_WORD, stands for, and what waits after it. Raises
+        _Failed."""
+        if isinstance(done, np.ndarray) and (done[0] or not held):
+            begin, end = int(done[0]), len(value) - int(done[1])
+            # What fails here fails below, where the whole record is seen.
+            with suppress(_Failed):
+                words, last = self._words(held, value[:begin])
+                _, rest = self._words(b"", value[end:])
+                return [*words, *([last.decode()] if last else []), NO_WORD], done[2:].tobytes(), rest
+        words, rest = self._words(held, value)
+        if isinstance(done, RecordError):
+            raise _Failed(done, b"")
+        return words, None, rest
+
+    def _words(self, held: bytes, value: bytes) -> tuple[list[str], bytes]:
+        """A text's words and what waits after it. Raises _Failed."""
         waiting, half = _apart(held) if self._holds and held else ("", held)
         try:
             text, half, _ = whole_characters(half, value)
@@ -106,16 +203,18 @@ class TokenCodec(Codec):
         words = self._tokenization.words.of(waiting + text)
         if self._holds:
             half = words.pop().encode() + half
+        return words, half
+
+    def _refuse_strangers(self, words: list[str]) -> None:
+        """Raises _Failed."""
         strangers = self._known.strangers
         if strangers and not strangers.isdisjoint(words):
-            word = next(word for word in words if word in strangers)
-            shown = word if len(word) <= 40 else f"{word[:37]}..."
-            message = f"the tokenizer has no token for {shown!r}, nor one for what it does not know"
-            raise _Failed(RecordError("vocabulary", message), b"")
-        return words, half
+            raise _Failed(self._tokenization.refusal(next(word for word in words if word in strangers)), b"")
 
     def _steps(self, cut: _Cut) -> Steps:
         found = self._known.tokens(cut.words)
+        for place, made in cut.ready.items():
+            found[place] = made
         tokens = np.frombuffer(b"".join(found), self._dtype)
         ends = np.zeros(len(found) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, found), np.int64, len(found)) // self._dtype.itemsize, out=ends[1:])

@@ -8,6 +8,7 @@ model's own size, in RGB, cut anywhere; an unfinished frame waits in the row, an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.codecs.images import MODES, PIXELS_MAX, Resize, Target, decode
 from pipeline.codecs.settings import Settings, is_integer
 from pipeline.columns import I64, U8, AnyArray
 from pipeline.contract import Contract
+from pipeline.errors import RecordError
 
 RESIZES = ("stretch", "fit", "crop", "none")
 WAITING_BYTES = 4
@@ -96,7 +98,10 @@ class Pixels:
 
 
 class EncodedFrames(AheadCodec):
-    """A record is one image. Fails as ``images.decode`` says."""
+    """A record is one image, and one step. Fails as ``images.decode`` says."""
+
+    step_bytes = 2**31
+    """As many bytes as a record may have: every record is one step."""
 
     def __init__(self, pixels: Pixels, settings: Settings) -> None:
         height, width, channels = pixels.size
@@ -105,12 +110,27 @@ class EncodedFrames(AheadCodec):
         background = settings.take("background", 0, levels, lambda v: _are_levels(v, channels))
         pixels_max = settings.integer("max_pixels", 2**24, 1, PIXELS_MAX)
         border = tuple(background) if isinstance(background, list) else (background,)
-        self.step, self._pixels = pixels.step, pixels
+        self._step, self._pixels = pixels.step, pixels
         self._target = Target(height, width, channels, cast(Resize, resize), border, pixels_max)
 
-    def decode_one(self, value: bytes) -> AnyArray:
+    def ahead(self, value: bytes) -> AnyArray:
+        """The record's step, ``[*shape]`` in its input's dtype."""
         step: AnyArray = self._pixels.steps(decode(value, self._target)[None])[0]
         return step
+
+    def ahead_bytes(self, value_bytes: int) -> int:
+        return self._step.nbytes
+
+    def decode_ahead(
+        self, values: list[bytes], slots: I64, memory: U8, ahead: Sequence[AnyArray | RecordError | None]
+    ) -> Steps:
+        decoded = [self.attempt(value) if done is None else done for value, done in zip(values, ahead)]
+        failed = {i: d for i, d in enumerate(decoded) if isinstance(d, RecordError)}
+        good = [d for d in decoded if isinstance(d, np.ndarray)]
+        counts = np.ones(len(decoded), np.int64)
+        counts[list(failed)] = 0
+        steps = np.stack(good) if good else np.empty((0, *self._step.shape), self._step.dtype)
+        return Steps((steps,), counts, failed)
 
 
 class RawFrames(Codec):

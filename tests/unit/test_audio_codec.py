@@ -9,13 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.codecs.audio import AudioCodec
+from pipeline.codecs.audio import POLL_STEPS, SAMPLE_BYTES, AudioCodec
 from pipeline.codecs.base import Steps
 from pipeline.codecs.resample import Position, Resampler
 from pipeline.columns import U8
 from pipeline.contract import CodecSpec, Contract, StepInput
 from pipeline.errors import ContractError
+from pipeline.worker import Worker
 from tests.contracts import audio_contract, tensor_contract
+from tests.models import stepper
+from tests.unit.test_worker import made, new_broker, partition_of, running, until
 from tests.waves import chunk, wav
 
 
@@ -278,3 +281,24 @@ def test_a_second_at_once_and_in_small_pieces_are_the_same_to_the_last_bit(sourc
         pieces.append(out)
     assert (np.concatenate(pieces) == at_once).all()
     assert (kept == end).all()
+
+
+async def test_a_poll_has_no_more_sound_than_can_be_resampled_in_a_moment(tmp_path, monkeypatch):
+    """However much waits, and however small its records are."""
+    hop = 80
+    file = stepper(tmp_path / "ear" / "1", StepInput("x", "int16", (hop,)), CodecSpec("audio", settings={"rate": 8000}))
+    broker = new_broker()
+    sizes = []
+    monkeypatch.setattr(Worker, "_count", lambda self, poll: sizes.append((len(poll.keys), poll.steps)))
+    keys = {partition_of(b"%d" % i): b"%d" % i for i in range(100)}
+    assert len(keys) > 2
+    for key in keys.values():
+        for _ in range(1500):
+            broker.produce("in", partition_of(key), key, bytes(20))
+        broker.produce("in", partition_of(key), key, bytes(hop * SAMPLE_BYTES * POLL_STEPS))
+        broker.produce("in", partition_of(key), key, bytes(20))
+    worker, _ = made(broker, file)
+    async with running(worker) as task:
+        await until(broker, task, lambda: sum(records for records, _ in sizes) == len(keys) * 1502)
+    assert max(records for records, _ in sizes) <= POLL_STEPS
+    assert max(steps for _, steps in sizes) < 2 * POLL_STEPS

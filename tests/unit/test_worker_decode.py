@@ -13,10 +13,18 @@ import pytest
 from prometheus_client import generate_latest
 
 import pipeline.codecs.video
+from pipeline.ahead import Ahead
+from pipeline.codecs import AheadCodec, make_codec
+from pipeline.columns import Membership, Segment
 from pipeline.contract import CodecSpec, StepInput
+from pipeline.metrics import Metrics
+from pipeline.partition import Memory
+from pipeline.streams.slots import Index, Slots
 from pipeline.transport.memory import MemoryBroker
+from tests.contracts import video_contract
 from tests.models import stepper, stepper_reference
 from tests.pictures import picture
+from tests.unit.test_tokens_ahead import counting
 from tests.unit.test_worker import PARTITIONS, counted, made, new_broker, outputs, partition_of, running, until
 from tests.unit.test_worker_liveness import soon
 
@@ -313,3 +321,35 @@ async def test_frames_that_wait_decoded_are_bounded(watcher, monkeypatch):
         await until(broker, task, done)
     check(broker, sent)
     assert 0 < largest <= 3000 + 16 * len(frame(0)[0])
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["threads are busy", "backlogs are full"])
+async def test_what_a_fetch_costs_does_not_grow_with_the_square_of_its_partitions(full, gate):
+    """Every partition is looked at a few times at most."""
+    looks = []
+    value, _ = frame(1, SLOW)
+    for partitions in (100, 400):
+        codec = make_codec(video_contract((SIDE, SIDE)))
+        assert isinstance(codec, AheadCodec)
+        threads = partitions if full else 2
+        ahead = Ahead(codec, threads, 10**6, Metrics("m", "1"), lambda: 0 if full else 10**9, lambda: None)
+        ahead.start()
+        memories = [Memory(p, Membership("g", 1, "m"), None, 0, Index(Slots(1, 0, 0), 0), 0) for p in range(partitions)]
+        offsets = np.arange(40)
+
+        def fetch(ahead=ahead, memories=memories, offsets=offsets) -> None:
+            for memory in memories:
+                values = [value] * 40
+                ahead.offer(
+                    memory, Segment(memory.partition, [b"k"] * 40, values, offsets, offsets, 40, value_bytes=10**5)
+                )
+            ahead.go()
+
+        try:
+            _, called = counting({"_room", "_give", "_has_dear", "_release", "_forget"}, fetch)
+        finally:
+            gate.open.set()
+            await ahead.close()
+            gate.open.clear()
+        looks.append(sum(called.values()))
+    assert looks[1] < 6 * looks[0]
