@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.broker import Broker
 from tests.chaos.faults import DECK, Fault, sleep_inside
 from tests.chaos.scene import Scene
-from tests.kafka.feed import Feed
-from tests.kafka.harness import Topics, workers
+from tests.kafka.feed import Feed, Value, integers
+from tests.kafka.harness import Topics, eventually, workers
 from tests.kafka.reading import Reader
 from tests.kafka.verdict import Verdict, judge_hash
 
@@ -24,8 +24,8 @@ PEACE_S = 90.0
 
 
 @dataclass(frozen=True)
-class Report:
-    """What happened, and what came of it."""
+class Chaos:
+    """What happened."""
 
     seed: int
     counts: Counter[str]
@@ -33,15 +33,25 @@ class Report:
     """Of faults."""
     peace_s: float
     """From the last fault until every input was answered."""
-    verdict: Verdict
+    sent: int
 
     def __str__(self) -> str:
         said = ", ".join(f"{what} {n}" for what, n in sorted(self.counts.items()))
+        return f"seed {self.seed}: {self.seconds:.0f} s of faults: {said}; all answered {self.peace_s:.1f} s after them"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened, and what came of it."""
+
+    chaos: Chaos
+    verdict: Verdict
+
+    def __str__(self) -> str:
         v = self.verdict
         return (
-            f"seed {self.seed}: {self.seconds:.0f} s of faults: {said}; all answered {self.peace_s:.1f} s after the"
-            f" last; {v.inputs} inputs of {v.streams} streams: lost {v.lost} / repeated {v.repeated} / out of order"
-            f" {v.out_of_order} (wrong {v.wrong}, strange {v.strange})"
+            f"{self.chaos}; {v.inputs} inputs of {v.streams} streams: lost {v.lost} / repeated {v.repeated} / out of"
+            f" order {v.out_of_order} (wrong {v.wrong}, strange {v.strange})"
         )
 
 
@@ -76,24 +86,46 @@ def control(broker: Broker, topics: Topics, model: Path, seed: int, zombies_max:
             if len(set(sources)) < len(sources):
                 break
         reader.close()
-        feed.stop()
-    return Report(seed, scene.counts, time.monotonic() - began, 0.0, judge_hash(topics))
+        sent = feed.stop()
+    return Report(Chaos(seed, scene.counts, time.monotonic() - began, 0.0, sent), judge_hash(topics))
 
 
-def run(broker: Broker, topics: Topics, model: Path, seed: int, seconds: float, zombies: int) -> Report:
-    """Serves the rolling hash under faults. Raises AssertionError where not all is answered in time."""
+def disturb(
+    broker: Broker,
+    topics: Topics,
+    model: Path,
+    seed: int,
+    seconds: float,
+    zombies: int,
+    *,
+    deck: Mapping[Fault, int] = DECK,
+    rate: int = RATE,
+    value: Value = integers,
+    settled: Callable[[], bool] = lambda: True,
+) -> Chaos:
+    """Serves records under faults, until all that were sent are answered and ``settled`` holds.
+
+    Raises AssertionError if that takes long.
+    """
     scene = Scene(broker, topics, model, random.Random(seed), REGULARS, GUESTS)
-    with workers(*scene.regulars, later=scene.guests), Feed(topics, seed, RATE) as feed:
+    with workers(*scene.regulars, later=scene.guests), Feed(topics, seed, rate, value=value) as feed:
         reader = Reader(topics.address, topics.output)
-        reader.until(RATE, of=scene.regulars)
-        took = play(scene, seconds, zombies)
+        reader.until(rate, of=scene.regulars)
+        took = play(scene, seconds, zombies, deck)
         healed = time.monotonic()
         scene.heal()
         sent = feed.stop()
         reader.until(sent, PEACE_S)
         peace = time.monotonic() - healed
         reader.close()
+        eventually(settled, PEACE_S, "what was answered is saved")
         scene.close()
+    return Chaos(seed, scene.counts, took, peace, sent)
+
+
+def run(broker: Broker, topics: Topics, model: Path, seed: int, seconds: float, zombies: int) -> Report:
+    """The rolling hash under faults, judged."""
+    chaos = disturb(broker, topics, model, seed, seconds, zombies)
     verdict = judge_hash(topics)
-    assert verdict.inputs == sent
-    return Report(seed, scene.counts, took, peace, verdict)
+    assert verdict.inputs == chaos.sent
+    return Report(chaos, verdict)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 
 from tests.kafka.harness import Topics, new_producer
 
 STREAMS = 300
 
+Value = Callable[[random.Random], bytes]
+
+
+def integers(rng: random.Random) -> bytes:
+    """One to three steps of int64."""
+    return rng.randbytes(8 * rng.randrange(1, 4))
+
 
 class Feed:
     """Produces about ``rate`` records a second, from a seed, at most ``most``, until ``stop`` returns how many."""
 
-    def __init__(self, topics: Topics, seed: int, rate: int, most: int = 10**9) -> None:
-        self._topics, self._rng, self._rate, self._most = topics, random.Random(seed), rate, most
+    def __init__(self, topics: Topics, seed: int, rate: int, most: int = 10**9, value: Value = integers) -> None:
+        self._topics, self._rng, self._rate, self._most, self._value = topics, random.Random(seed), rate, most, value
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._patience_s = 60.0
@@ -37,7 +45,7 @@ class Feed:
         while not self._stopping.wait(0.01):
             while self.sent < min(self._most, (time.monotonic() - began) * self._rate):
                 key = b"stream-%d" % self._rng.randrange(STREAMS)
-                producer.produce(self._topics.input, self._rng.randbytes(8 * self._rng.randrange(1, 4)), key)
+                producer.produce(self._topics.input, self._value(self._rng), key)
                 self.sent += 1
             producer.poll(0)
         self.left = producer.flush(self._patience_s)
