@@ -244,6 +244,10 @@ class Part:
     """Timestamps of the input records that it makes done; nothing is written of them."""
 
 
+IMPORTING = "eddy: states are being imported, and not all of them are here yet"
+"""Beside an offset in place of metadata: no worker begins there (X15)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """A partition's committed offset and the metadata beside it, as the group holds them."""

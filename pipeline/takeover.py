@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.columns import I64, Committed, Membership
+from pipeline.columns import I64, IMPORTING, Committed, Membership
 from pipeline.engine import Arena
 from pipeline.errors import SlotsExhausted, TakeoverError
 from pipeline.partition import MARK_VERSION, Mark, Memory
@@ -69,6 +69,10 @@ def check(found: Found, digest: bytes) -> Start | None:
         return None
     mark, offset = found.mark, found.committed.offset
     if mark is None:
+        need(
+            found.committed.metadata != IMPORTING,
+            "an import of states was cut off and streams are missing: run `eddy state import` (or repartition) again",
+        )
         need(
             len(restored) == 0,
             f"the changelog holds snapshots but the committed offset {offset} has no metadata of Eddy's: another tool"

@@ -9,44 +9,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NoReturn, TypeAlias
 
 from export.adopt.command import add_adopt_parser
 from export.commands import add_export_parser, add_score_parser, add_train_parser
 from pipeline.errors import EddyError, UserError
+from services.arguments import Commands, Parser, add_bootstrap, command
 from services.broker import add_broker_parser
+from services.dlq.parsers import add_dlq_parser
 from services.producing.parsers import AUDIO_EXAMPLES, VIDEO_EXAMPLES, add_audio_arguments, add_video_arguments
 from services.settings import add_settings
+from services.state.parsers import add_state_parser
 
-BOOTSTRAP = "127.0.0.1:9092"
 ARRAY_DTYPES = (*("float16", "float32", "float64", "bool"), *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
 DEMOS = ("text", "language", "sentiment", "speech", "video")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line, as every other mistake is said."""
-
-    mixed = False
-    kinds: Mapping[str, Parser] = MappingProxyType({})
-    """Parsers for what follows a first word of these."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"eddy: {message} (see {self.prog} --help)\n")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Where ``mixed``, files may stand before and behind flags; argparse's own way takes them in one place."""
-        if args and args[0] in self.kinds:
-            return self.kinds[args[0]].parse_known_args(args[1:], namespace)
-        if not self.mixed:
-            return super().parse_known_args(args, namespace)
-        self.mixed = False  # parse_known_intermixed_args comes back here
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self.mixed = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +60,8 @@ def build_parser() -> Parser:
     _add_produce(commands)
     _add_tail(commands)
     _add_topics(commands)
+    add_state_parser(commands)
+    add_dlq_parser(commands)
     add_broker_parser(commands)
     add_train_parser(commands)
     add_export_parser(commands)
@@ -93,31 +72,8 @@ def build_parser() -> Parser:
     return parser
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[Any]"  # argparse has no public name for it
-
-
-def _command(commands: Commands, name: str, help_text: str, examples: str) -> Parser:
-    made: Parser = commands.add_parser(
-        name,
-        help=help_text,
-        description=f"{help_text[0].upper()}{help_text[1:]}.",
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return made
-
-
-def _add_bootstrap(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bootstrap-servers",
-        default=os.environ.get("EDDY_BOOTSTRAP_SERVERS", BOOTSTRAP),
-        metavar="HOST:PORT",
-        help="the brokers [EDDY_BOOTSTRAP_SERVERS, else 127.0.0.1:9092]",
-    )
-
-
 def _add_demo(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "demo",
         "everything at once, on an embedded broker: streams in, a model's answers out, live",
@@ -138,7 +94,7 @@ def _add_demo(commands: Commands) -> None:
 
 
 def _add_run(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "run",
         "serve a model: one worker, a member of its consumer group",
@@ -159,7 +115,7 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_produce(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "produce",
         "write records to a topic: lines of text, the bytes of one stream, or arrays; sound and video, too",
@@ -201,7 +157,7 @@ def _add_produce(commands: Commands) -> None:
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:
     """What every kind of `eddy produce` has."""
-    _add_bootstrap(parser)
+    add_bootstrap(parser)
     parser.add_argument(
         "--header", "--headers", action="append", default=[], metavar="NAME=VALUE", help="on every record; repeatable"
     )
@@ -251,7 +207,7 @@ def _kind(name: str, description: str, examples: str) -> Parser:
 
 
 def _add_tail(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "tail",
         "print records of a topic as they become visible (read committed)",
@@ -260,7 +216,7 @@ def _add_tail(commands: Commands) -> None:
         "  eddy tail texts --from-beginning --idle-timeout 2 | cut -f2",
     )
     parser.add_argument("topic")
-    _add_bootstrap(parser)
+    add_bootstrap(parser)
     parser.add_argument("--from-beginning", action="store_true", help="what is there already, too")
     parser.add_argument("--count", type=int, metavar="N", help="end after so many records")
     parser.add_argument("--idle-timeout", type=float, metavar="SECONDS", help="end when nothing came for so long")
@@ -276,9 +232,9 @@ def _add_tail(commands: Commands) -> None:
 
 
 def _add_topics(commands: Commands) -> None:
-    topics = _command(commands, "topics", "make the topics of a model", "  eddy topics create --help")
+    topics = command(commands, "topics", "make the topics of a model", "  eddy topics create --help")
     actions = topics.add_subparsers(metavar="ACTION", required=True)
-    parser = _command(
+    parser = command(
         actions,
         "create",
         "make input, output and dead letters with as many partitions each; what exists is checked",
@@ -286,7 +242,7 @@ def _add_topics(commands: Commands) -> None:
     )
     parser.add_argument("--input", required=True, metavar="TOPIC")
     parser.add_argument("--output", required=True, metavar="TOPIC")
-    _add_bootstrap(parser)
+    add_bootstrap(parser)
     parser.add_argument("--partitions", type=int, default=4, metavar="N", help="of each topic; fixed for good [4]")
     parser.add_argument("--replication-factor", type=int, default=-1, metavar="N", help="-1: the broker's own [-1]")
     parser.add_argument("--json", action="store_true", help="print the topics as one JSON object")
@@ -300,7 +256,7 @@ def _add_topics(commands: Commands) -> None:
 
 
 def _add_inspect(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "inspect",
         "what a model promises and what a stream of it costs",
@@ -321,7 +277,7 @@ def _add_inspect(commands: Commands) -> None:
 
 
 def _add_doctor(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "doctor",
         "what is installed, whether the broker answers and whether the model runs",

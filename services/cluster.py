@@ -29,13 +29,18 @@ async def connected(bootstrap_servers: str) -> AsyncIterator[Client]:
 async def need_topic(bootstrap_servers: str, name: str) -> int:
     """Its number of partitions. Raises TopicError if it does not exist, Unreachable."""
     async with connected(bootstrap_servers) as client:
-        there = await partitions_of(client)
+        return (await topics_with(client, name))[name]
+
+
+async def topics_with(client: Client, name: str) -> dict[str, int]:
+    """All topics with their partitions, ``name`` among them. Raises TopicError."""
+    there = await partitions_of(client)
     if name not in there:
         known = ", ".join(sorted(t for t in there if not t.startswith("__"))[:8]) or "none"
         raise TopicError(
-            f"no topic {name!r} at {bootstrap_servers} (there are: {known}); make it with `eddy topics create`"
+            f"no topic {name!r} at {client.servers} (there are: {known}); make it with `eddy topics create`"
         )
-    return there[name]
+    return there
 
 
 async def ensure_topics(client: Client, names: Sequence[str], partitions: int, replication_factor: int) -> set[str]:

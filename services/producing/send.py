@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import NoReturn, TypeAlias
 
 from aiokafka import AIOKafkaProducer
@@ -70,19 +71,8 @@ async def _send(
     args: argparse.Namespace, source: Source, total: int | None, headers: list[tuple[str, bytes]], hide: bool
 ) -> _Written:
     await need_topic(args.bootstrap_servers, args.topic)
-    producer = AIOKafkaProducer(
-        bootstrap_servers=args.bootstrap_servers,
-        enable_idempotence=True,  # a retry must not put a record in twice, or behind its successor
-        compression_type=None if args.compression == "none" else args.compression,
-        max_batch_size=262_144,
-        max_request_size=16_777_216,
-    )
-    try:
-        await producer.start()
-    except KafkaError:
-        raise unreachable(args.bootstrap_servers) from None
     written = _Written()
-    try:
+    async with producing(args.bootstrap_servers, args.topic, args.compression) as producer:
         with tqdm(total=total, unit="B", unit_scale=True, desc=args.topic, leave=False, disable=hide) as bar:
             async for records in _from_thread(source(bar)):
                 for key, value in records:
@@ -91,14 +81,32 @@ async def _send(
                 if written.error is not None:
                     break
             await producer.flush()
-    except KafkaError as error:
-        raise EddyError(f"cannot write to {args.topic!r}: {error or type(error).__name__}") from None
-    finally:
-        await producer.stop()
     if written.error is not None:
         why = type(written.error).__name__
         raise EddyError(f"{args.topic!r} refused a record ({why}); {written.records} others were written")
     return written
+
+
+@asynccontextmanager
+async def producing(bootstrap_servers: str, topic: str, compression: str = "none") -> AsyncIterator[AIOKafkaProducer]:
+    """A producer that puts no record in twice and keeps their order. Raises Unreachable, EddyError."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=bootstrap_servers,
+        enable_idempotence=True,  # a retry must not put a record in twice, or behind its successor
+        compression_type=None if compression == "none" else compression,
+        max_batch_size=262_144,
+        max_request_size=16_777_216,
+    )
+    try:
+        await producer.start()
+    except KafkaError:
+        raise unreachable(bootstrap_servers) from None
+    try:
+        yield producer
+    except KafkaError as error:
+        raise EddyError(f"cannot write to {topic!r}: {error or type(error).__name__}") from None
+    finally:
+        await producer.stop()
 
 
 async def _from_thread(source: Iterator[list[Record]]) -> AsyncIterator[list[Record]]:

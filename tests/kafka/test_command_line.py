@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,41 +16,13 @@ import numpy as np
 import pytest
 
 from services.broker import Broker
+from tests.kafka.commands import EDDY, eddy, one_line
 from tests.kafka.harness import make_topics, new_producer, workers
 from tests.models import rolling_hash, rolling_hash_reference
 
 pytestmark = pytest.mark.kafka
 SHIPPED = Path(__file__).parents[2] / "models" / "python-reference"
-EDDY = [sys.executable, "-P", "-m", "services"]
 Unique = Callable[[str], str]
-
-
-def eddy(*argv: object, stdin: str = "", timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*EDDY, *map(str, argv)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-        env={**os.environ, **env},
-    )
-
-
-def one_line(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
-    """What it ended with: one readable line behind the log, no traceback."""
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    last = [line for line in done.stderr.splitlines() if line.startswith("eddy: ")]
-    assert last == done.stderr.splitlines()[-1:], done.stderr
-    return last[0]
-
-
-@pytest.fixture
-def cluster(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    """Where the commands go by default."""
-    monkeypatch.setenv("EDDY_BOOTSTRAP_SERVERS", broker.address)
-    return broker
 
 
 # ---- topics, produce, tail

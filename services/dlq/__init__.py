@@ -1,0 +1,1 @@
+"""``eddy dlq``: what could not be served, looked at, and sent through its stream again."""

@@ -1,0 +1,1 @@
+"""``eddy state``: what a group holds of its streams, looked at, ended by hand, and moved elsewhere."""
