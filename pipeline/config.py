@@ -47,7 +47,7 @@ class Config:
     max_call_steps: int = setting(2048, "steps in one call of the engine (T times B)", low=1)
     max_delay_ms: float = setting(0.0, "how long a poll may wait to become larger, milliseconds", low=0)
     engine_threads: int = setting(1, "threads that run the model", low=1)
-    decode_threads: int = setting(3, "threads that decode images, all but one of them for one partition", low=1)
+    decode_threads: int = setting(3, "threads that decode images and long texts; one partition has all but one", low=1)
     intra_op_threads: int = setting(1, "onnxruntime's threads within one call", low=1)
     providers: list[str] = setting(["CPUExecutionProvider"], "execution providers, most wanted first")
     provider_options: dict[str, dict[str, str]] = setting({}, "options by provider (YAML only)")

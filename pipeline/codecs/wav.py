@@ -80,7 +80,8 @@ class Format:
     def _levels(self, data: bytes) -> AnyArray:
         """float64 ``[n * channels]`` in units of an int16."""
         if self.tag == FLOAT:
-            floats = np.frombuffer(data, f"<f{self.width}").astype(np.float64) * 32768.0
+            with np.errstate(over="ignore"):
+                floats = np.frombuffer(data, f"<f{self.width}").astype(np.float64) * 32768.0
             return np.nan_to_num(floats, nan=0.0, posinf=32767.0, neginf=-32768.0)
         if self.width == 1:
             return (np.frombuffer(data, np.uint8).astype(np.float64) - 128.0) * 256.0
