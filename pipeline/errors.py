@@ -15,6 +15,7 @@
     ├── CommitError              a transaction did not succeed
     │   ├── GroupRefused         the group no longer knows this membership; the transaction is aborted
     │   ├── OutcomeUnknown       settle the writer first, then ask the group
+    │   ├── NotAuthorized        a permission is missing; the message says which to grant
     │   └── PartRefused          one partition's part can never be written as it is
     ├── TakeoverError            a partition cannot be made this worker's own (X10)
     ├── SlotsExhausted           more live streams than the arena has slots
@@ -85,6 +86,11 @@ class GroupRefused(CommitError):
 
 class OutcomeUnknown(CommitError):
     """Whether the transaction took place is not known: settle the writer, then ask the group (X11)."""
+
+
+class NotAuthorized(CommitError):
+    """The cluster forbids it, and the message says what to allow; nothing is visible once the writer is settled, and
+    when it is allowed again all goes on."""
 
 
 class PartRefused(CommitError):

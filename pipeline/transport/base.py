@@ -25,7 +25,11 @@ class AssignmentListener(Protocol):
         """These partitions, all paused, are this member's under ``membership`` (X1: keep the two together)."""
 
     def on_trouble(self, partition: int, error: TakeoverError) -> None:
-        """This partition can be fetched no longer; it is paused, and the others go on. The error says what to do."""
+        """This partition cannot be fetched; it is paused, and the others go on. The error says what to do.
+
+        It may be one that was never assigned: the input has grown, and what its records lead to has not. Nothing of
+        it is consumed, and this is said once.
+        """
 
     def on_lost(self, reason: Exception) -> None:
         """The transport can go on no longer (fenced for good, or its loop failed); the worker must end."""
@@ -63,6 +67,11 @@ class Transport(Protocol):
     @property
     def partitions(self) -> int:
         """Number of partitions of the input topic; known after ``start``."""
+
+    @property
+    def changelog_id(self) -> str:
+        """The changelog's topic id, known after ``start``: another topic of that name has another one (X14). "" where
+        the cluster has none."""
 
     async def start(self, listener: AssignmentListener) -> None:
         """Connects, checks the topics, makes changelog and dead letters, settles the writer, joins the group.
@@ -115,15 +124,15 @@ class Transport(Protocol):
         Returns when EndTxn(commit) has succeeded: by partition, where its part's snapshots lie in the changelog. A
         partition is left out if its part has none, and in the rare case that the broker did not tell of one stretch
         without gaps (an answer was lost, and the records sent again). Raises GroupRefused (aborted and answered, the
-        writer stays good), PartRefused or OutcomeUnknown (call ``settle`` before anything else). Parts may hold no
-        records at all.
+        writer stays good), PartRefused, NotAuthorized or OutcomeUnknown (call ``settle`` before anything else). Parts
+        may hold no records at all.
         """
 
     async def publish(self, parts: Sequence[Part]) -> None:
         """The parts' ``outputs`` alone, in no transaction, acknowledged by all replicas when it returns (X13).
 
         After an error some of them are visible, in their order, and may be published again. One call at a time.
-        Raises PartRefused, OutcomeUnknown.
+        Raises PartRefused, NotAuthorized, OutcomeUnknown.
         """
 
     def lag(self, partitions: Collection[int]) -> dict[int, int]:

@@ -39,6 +39,7 @@ OVERRIDDEN = {
 }
 CALLED = {
     client_module.AIOKafkaClient: [
+        "_get_conn",
         "send",
         "coordinator_lookup",
         "fetch_all_metadata",

@@ -15,7 +15,6 @@ from aiokafka.structs import TopicPartition
 from confluent_kafka import Producer
 
 from pipeline.columns import Part, Records, Segment
-from pipeline.errors import TakeoverError
 from pipeline.transport.kafka.columns import ColumnRecords
 from services.broker import Broker
 from tests.conftest import create_topic
@@ -93,19 +92,6 @@ async def test_aborted_and_unfinished_transactions_are_not_read(world: KafkaWorl
         assert segments[0].next_offset == ends[0].end == 8
         assert member.transport.lag([0]) == {0: 0}
     await producer.stop()
-
-
-async def test_an_offset_that_is_gone_ends_the_worker_with_its_name(world: KafkaWorld) -> None:
-    await world.produce(2, b"k", b"v")
-    async with member_of(world) as member:
-        member.transport.seek(2, 1_000)
-        member.transport.resume([2])
-        fetching = asyncio.create_task(member.transport.fetch(5))
-        reason = await member.until_lost()
-        assert isinstance(reason, TakeoverError)
-        assert reason.partition == 2
-        assert "1000" in str(reason)
-        assert await fetching == []
 
 
 async def until_compacted(address: str, topic: str, partition: int, at_most: int) -> list[Segment]:

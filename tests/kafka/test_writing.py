@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -14,7 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from pipeline.columns import Committed, Records, source_column
 from pipeline.config import Config
-from pipeline.errors import GroupRefused, OutcomeUnknown, PartRefused, TopicError, Unreachable, UserError
+from pipeline.errors import GroupRefused, NotAuthorized, OutcomeUnknown, PartRefused, TopicError, Unreachable
 from pipeline.transport.kafka.client import Client
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.transport.kafka.writer import Writer, verdict
@@ -79,24 +80,35 @@ async def test_librdkafka_reads_what_was_built_by_columns(world: KafkaWorld, com
 
 def test_the_verdict_on_a_transactions_errors() -> None:
     out = ("out", 3)
-    assert verdict({}, {}) is None
+
+    def judged(produced: dict[tuple[str, int], int], offsets: dict[int, int]) -> Exception | None:
+        return verdict(produced, offsets, "g", "in")
+
+    assert judged({}, {}) is None
     for code in (22, 25, 27, 82):
-        assert isinstance(verdict({}, {0: code, 1: code}), GroupRefused)
-        assert isinstance(verdict({out: 45}, {0: code}), OutcomeUnknown)
-        assert isinstance(verdict({}, {0: code, 1: 47}), OutcomeUnknown)
+        assert isinstance(judged({}, {0: code, 1: code}), GroupRefused)
+        assert isinstance(judged({out: 45}, {0: code}), OutcomeUnknown)
+        assert isinstance(judged({}, {0: code, 1: 47}), OutcomeUnknown)
     for code in (10, 18, 32, 87):
-        refused = verdict({("out", 0): 45, out: code}, {0: 22})
+        refused = judged({("out", 0): 45, out: code}, {0: 22})
         assert isinstance(refused, PartRefused)
         assert refused.partition == 3
-    too_large = verdict({}, {2: 12})
+    too_large = judged({}, {2: 12})
     assert isinstance(too_large, PartRefused)
     assert too_large.partition == 2
     for code in (47, 90, 48, 49, 45, -1):
-        assert isinstance(verdict({out: code}, {}), OutcomeUnknown)
-        assert isinstance(verdict({}, {0: code}), OutcomeUnknown)
-    for code in (29, 30, 53):
-        with pytest.raises(UserError, match="not authorized"):
-            verdict({out: code}, {})
+        assert isinstance(judged({out: code}, {}), OutcomeUnknown)
+        assert isinstance(judged({}, {0: code}), OutcomeUnknown)
+    for errors, grant in (
+        (({out: 29}, {0: 22}), "Write on the topic 'out'$"),
+        (({out: 29, ("changelog", 0): 29, ("dead", 0): 45}, {}), "Write on the topic 'changelog' and 'out'$"),
+        (({out: 53}, {}), "Write on the transactional id"),
+        (({}, {0: 30}), "Read on the group 'g'$"),
+        (({}, {0: 29}), "Read on the topic 'in'$"),
+    ):
+        forbidden = judged(*errors)
+        assert isinstance(forbidden, NotAuthorized)
+        assert re.search(grant, str(forbidden))
 
 
 async def test_metadata_that_is_too_long_names_its_partition(world: KafkaWorld) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import KafkaConnectionError as ConnectionLost
 from aiokafka.errors import KafkaError, NodeNotReadyError, RequestTimedOutError
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
 
 from pipeline.errors import Unreachable
@@ -55,7 +57,7 @@ class Client(AIOKafkaClient):
         pause = self._next_metadata - time.monotonic()
         if pause > 0:
             await asyncio.sleep(pause)
-        updated = await super()._metadata_update(cluster_metadata, topics)  # type: ignore[no-untyped-call]
+        updated = await self._ask_metadata(cluster_metadata, MetadataRequest(list(topics) if topics else None, False))
         self._next_metadata = time.monotonic() + (METADATA_PAUSE_S if updated else METADATA_FAILED_PAUSE_S)
         if not updated and self.servers not in _away:
             _away.add(self.servers)
@@ -64,6 +66,32 @@ class Client(AIOKafkaClient):
             _away.discard(self.servers)
             log.warning("a broker answers at %s again", self.servers)
         return updated
+
+    async def _ask_metadata(self, cluster: Any, request: MetadataRequest) -> bool:
+        """As aiokafka asks, but for one thing: a topic that was deleted is not made again by asking for it."""
+        nodes: list[Any] = [broker.nodeId for broker in self.cluster.brokers()]
+        bootstrap = ("bootstrap", ConnectionGroup.DEFAULT)
+        if bootstrap in self._conns:
+            nodes.append("bootstrap")
+        random.shuffle(nodes)
+        for node in nodes:
+            connection = await self._get_conn(node)
+            if connection is None:
+                continue
+            try:
+                metadata = await connection.send(request)
+            except (KafkaError, TimeoutError) as error:
+                log.info("no metadata from node %s: %r", node, error)
+                continue
+            if not metadata.brokers:
+                return False
+            cluster.update_metadata(metadata)
+            # It leads nowhere once the brokers are known.
+            if bootstrap in self._conns and self.cluster.brokers():
+                self._conns.pop(bootstrap).close()
+            return True
+        cluster.failed_update(None)
+        return False
 
     async def connect(self) -> None:
         """Raises Unreachable within the time limit."""

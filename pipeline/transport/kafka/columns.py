@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterator
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.structs import TopicPartition
 
 from pipeline.columns import I64, Headers, Segment
@@ -17,12 +18,15 @@ from pipeline.columns import I64, Headers, Segment
 _key, _value, _offset, _timestamp = (attrgetter(name) for name in ("key", "value", "offset", "timestamp"))
 _headers = attrgetter("headers")
 
+ERROR_PAUSE_S = 0.02
+
 
 class ColumnRecords(PartitionRecords):
     """One partition's fetched bytes as one Segment; the only item this iterator yields.
 
     The loop over batches is aiokafka's, without an object per record. A stretch that holds no record for us yields a
-    Segment of length 0 whose ``next_offset`` has moved. Raises CorruptRecordException.
+    Segment of length 0 whose ``next_offset`` has moved. Raises CorruptRecordException for a damaged batch; what lies
+    before one comes first.
     """
 
     @classmethod
@@ -43,13 +47,18 @@ class ColumnRecords(PartitionRecords):
 
     def _unpack_records(self) -> Iterator[Segment]:
         stretches: list[_Stretch] = []
-        for batch in self._batches():
-            stretch = _Stretch(batch)
-            # A batch is fetched whole: what lies before the position was asked for by nobody.
-            stretch.cut(self.next_fetch_offset)
-            self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
-            if stretch.keys:
-                stretches.append(stretch)
+        began = self.next_fetch_offset
+        try:
+            for batch in self._batches():
+                stretch = _Stretch(batch)
+                # A batch is fetched whole: what lies before the position was asked for by nobody.
+                stretch.cut(self.next_fetch_offset)
+                self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
+                if stretch.keys:
+                    stretches.append(stretch)
+        except CorruptRecordException:
+            if self.next_fetch_offset == began:
+                raise
         yield _join(self._tp.partition, stretches, self.next_fetch_offset)
 
     def _batches(self) -> Iterator[Any]:
@@ -137,6 +146,7 @@ class ColumnFetcher(Fetcher):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> Any:
+        began = time.monotonic()
         woken = await super()._proc_fetch_request(assignment, node_id, request)  # type: ignore[no-untyped-call]
         # Nothing has been able to run since the records were put there: nobody has seen them as aiokafka's.
         for result in self._records.values():
@@ -144,32 +154,37 @@ class ColumnFetcher(Fetcher):
                 result._partition_records = ColumnRecords.of(result._partition_records)
         if woken:
             self._on_data()
+        elif time.monotonic() - began < ERROR_PAUSE_S:
+            # An error that aiokafka only logs, else the broker had waited for data: not asked again at full speed.
+            await asyncio.sleep(ERROR_PAUSE_S)
         return woken
 
-    def take(self, wanted: Collection[int]) -> list[Segment]:
-        """What has been fetched of these partitions, at most one segment each. Raises KafkaError.
+    def take(self, wanted: Collection[int]) -> tuple[list[Segment], dict[int, KafkaError]]:
+        """What has been fetched of these partitions, at most one segment each, and which could not be fetched.
 
         Nothing is awaited, so the assignment cannot change in between. What is fetched of others stays.
         """
         taken: list[Segment] = []
+        failed: dict[int, KafkaError] = {}
         if self._subscriptions.reassignment_in_progress:
-            return taken
+            return taken, failed
         for tp in list(self._records):
             if not self._subscriptions.is_assigned(tp):
                 del self._records[tp]
             elif tp.partition in wanted:
                 result = self._records[tp]
-                if type(result) is FetchResult:
-                    segments = result.getall()
+                try:
+                    if type(result) is FetchResult:
+                        taken += result.getall()
+                    else:
+                        result.check_raise()
+                except KafkaError as error:
+                    failed[tp.partition] = error
+                    self._drop(tp)
+                else:
                     if not result.has_more():
                         self._drop(tp)
-                    taken += segments
-                elif taken:
-                    break  # the error is raised by the next call
-                else:
-                    self._drop(tp)
-                    result.check_raise()
-        return taken
+        return taken, failed
 
     def _drop(self, tp: TopicPartition) -> None:
         """Makes room for the partition's next fetch."""

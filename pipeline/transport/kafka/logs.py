@@ -16,7 +16,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from pipeline.columns import Changelog, Segment
-from pipeline.errors import OutcomeUnknown, TakeoverError
+from pipeline.errors import NotAuthorized, OutcomeUnknown, TakeoverError
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import DISCONNECTED, RECONNECT_PAUSE_S, Client
 from pipeline.transport.kafka.columns import ColumnRecords
@@ -36,7 +36,7 @@ async def offsets_at(
 ) -> dict[int, int]:
     """First (``EARLIEST``) or next (``LATEST``) offset of each partition, bounded in time.
 
-    ``committed``: LATEST is the last stable offset, else the high watermark. Raises TimeoutError.
+    ``committed``: LATEST is the last stable offset, else the high watermark. Raises TimeoutError, NotAuthorized.
     """
     isolation = READ_COMMITTED if committed else READ_UNCOMMITTED
     found: dict[int, int] = {}
@@ -64,6 +64,8 @@ async def _ask(
         log.info("offsets of %s at node %d: %r, asking again", topic, node, error)
         return {}
     # Newer versions add the leader's epoch at the end.
+    if any(fields[1] in wire.NOT_AUTHORIZED for _, of_topic in reply.topics for fields in of_topic):
+        raise NotAuthorized(f"not authorized: allow Describe on the topic {topic!r}")
     return {fields[0]: fields[3] for _, of_topic in reply.topics for fields in of_topic if not fields[1]}
 
 
@@ -82,8 +84,8 @@ async def read_log(
     """From ``start``, read committed, until the position has passed the watermark asked for first (X8).
 
     ``owners``: told while an open transaction holds the log back (X9). Raises OutcomeUnknown when nothing arrives
-    for ``patience_s`` seconds, TimeoutError or KafkaError where the log's ends are not told, TakeoverError for what no
-    repetition helps.
+    for ``patience_s`` seconds, TimeoutError or KafkaError where the log's ends are not told, NotAuthorized, and
+    TakeoverError for what no repetition helps.
     """
     # Read uncommitted: behind an open transaction of a dead owner there may be snapshots that count.
     watermark = (await offsets_at(client, topic, [partition], LATEST, committed=False))[partition]
@@ -99,6 +101,8 @@ async def read_log(
         if code == wire.OFFSET_OUT_OF_RANGE:
             # The cleaner may have removed the first segment after we had asked where the log begins.
             position = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
+        elif code in wire.NOT_AUTHORIZED:
+            raise NotAuthorized(f"not authorized: allow Read on the topic {topic!r}")
         elif code and code not in wire.LEADER_RETRY:
             raise TakeoverError(partition, f"{topic} cannot be read: error {code}")
         if code is None or code:

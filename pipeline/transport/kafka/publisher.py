@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from pipeline.columns import Part
-from pipeline.errors import OutcomeUnknown, PartRefused, UserError
+from pipeline.errors import OutcomeUnknown, PartRefused
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import RECONNECT_PAUSE_S, Client
 from pipeline.transport.kafka.sender import Sender, Sent
@@ -26,7 +26,7 @@ class Publisher:
         self._begun = False
 
     async def publish(self, parts: Sequence[Part]) -> None:
-        """See Transport.publish. Raises PartRefused, OutcomeUnknown, UserError."""
+        """See Transport.publish. Raises PartRefused, NotAuthorized, OutcomeUnknown."""
         left = [((self._topic, part.partition), part.outputs) for part in parts if len(part.outputs)]
         try:
             async with asyncio.timeout(self._client.limit_s):
@@ -53,7 +53,7 @@ class Publisher:
                 break
             await asyncio.sleep(RECONNECT_PAUSE_S)
         if reply.error_code in wire.NOT_AUTHORIZED:
-            raise UserError("not authorized to write: a broker before 3.0 wants IdempotentWrite on the cluster")
+            raise wire.forbidden([reply.error_code])
         if reply.error_code:
             raise OutcomeUnknown(f"{self._topic} cannot be written yet: InitProducerId answered {reply.error_code}")
         self._sender.begin(reply.producer_id, reply.producer_epoch)
@@ -63,7 +63,7 @@ class Publisher:
 def _failure(sent: Sent) -> Exception:
     for (topic, partition), (code, _) in sent.refused.items():
         if code in wire.NOT_AUTHORIZED:
-            return UserError(f"not authorized to write to the topic {topic!r} (error {code})")
+            return wire.forbidden([code], topics=[topic])
         if code in wire.NEVER:
             return PartRefused(partition, f"{topic}-{partition} does not take its records: {wire.NEVER[code]}")
     codes = {partition: code for (_, partition), (code, _) in sent.refused.items()}

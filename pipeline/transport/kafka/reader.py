@@ -17,6 +17,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
+    CorruptRecordException,
     GroupAuthorizationFailedError,
     InconsistentGroupProtocolError,
     InvalidGroupIdError,
@@ -30,7 +31,7 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.columns import Membership, Segment
 from pipeline.config import Config
-from pipeline.errors import ConfigError, EddyError, IdentityTaken, TakeoverError, UserError
+from pipeline.errors import ConfigError, IdentityTaken, TakeoverError, UserError
 from pipeline.transport.base import AssignmentListener
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import CLOSE_S, GROUP, Client
@@ -43,6 +44,8 @@ REVOKE_S = 2.0
 FETCH_WAIT_MS = 100
 """A partition that is resumed waits for the fetch that is under way, so that must not take long."""
 RETRY_PAUSE_S = 0.5
+DAMAGED_TRIES = 3
+"""So often a batch with a wrong checksum is fetched."""
 NEVER_IDLE_MS = 2**31 - 1
 """aiokafka leaves the group when nobody has fetched for a while; a worker that is busy or paused is none to leave."""
 
@@ -142,6 +145,9 @@ class Reader(ConsumerRebalanceListener):
         self._subscription = SubscriptionState()
         self._running: set[int] = set()
         self._positions: dict[int, int] = {}
+        self._partitions: int | None = None
+        self._damaged: dict[int, int] = {}
+        self._beyond: set[int] = set()
         self._wake = asyncio.Event()
         self._ended = False
         self._fetcher = ColumnFetcher(
@@ -154,12 +160,16 @@ class Reader(ConsumerRebalanceListener):
             auto_offset_reset="none",  # X8: a takeover says where to begin
             isolation_level="read_committed",
         )
-        self._member = Member(client, self._subscription, config, self._lose)
+        self._member = Member(client, self._subscription, config, self.lose)
         self._fetcher.task.add_done_callback(self._loop_ended)
         self._member._coordination_task.add_done_callback(self._loop_ended)
 
-    def join(self) -> None:
-        """Begins to be a member; the first assignment comes when the group has settled."""
+    def join(self, partitions: int | None = None) -> None:
+        """Begins to be a member; the first assignment comes when the group has settled.
+
+        ``partitions``: how many the output has; an input that grows beyond is not consumed there (X10).
+        """
+        self._partitions = partitions
         self._client.set_topics([self._topic])
         self._subscription.subscribe({self._topic}, listener=self)
 
@@ -169,7 +179,8 @@ class Reader(ConsumerRebalanceListener):
         self._running.clear()
         if not revoked or self._ended:
             return
-        telling = asyncio.ensure_future(self._listener.on_revoked([tp.partition for tp in revoked]))
+        known = [tp.partition for tp in revoked if self._is_ours(tp.partition)]
+        telling = asyncio.ensure_future(self._listener.on_revoked(known))
         await asyncio.wait({telling}, timeout=REVOKE_S)
         if not telling.done():
             log.warning("the worker needs more than %g s to give up partitions; the rebalance goes on", REVOKE_S)
@@ -178,9 +189,11 @@ class Reader(ConsumerRebalanceListener):
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         if self._ended:
             return
-        partitions = sorted(tp.partition for tp in assigned)
+        everything = sorted(tp.partition for tp in assigned)
+        partitions = [p for p in everything if self._is_ours(p)]
         self._running.clear()
         self._positions = dict.fromkeys(partitions, 0)
+        self._damaged.clear()
         for tp in assigned:
             self._subscription.pause(tp)
             # A position of its own keeps aiokafka from asking the group for one.
@@ -190,19 +203,38 @@ class Reader(ConsumerRebalanceListener):
             # X1: the generation and member id of now; by the time of a commit they may be others'.
             membership = Membership(member.group_id, member.generation, member.member_id, self._config.worker_id)
             self._listener.on_assigned(membership, partitions)
+            for partition in everything[len(partitions) :]:
+                self._report_beyond(partition)
         except Exception as error:  # noqa: BLE001 - aiokafka would log it and go on
-            self._lose(error)
+            self.lose(error)
+
+    def _is_ours(self, partition: int) -> bool:
+        return self._partitions is None or partition < self._partitions
+
+    def _report_beyond(self, partition: int) -> None:
+        """The input has grown (X10): its new partitions wait, by name, and nothing of them is lost."""
+        if partition in self._beyond:
+            return
+        self._beyond.add(partition)
+        config = self._config
+        message = (
+            f"the input {self._topic!r} has grown: its output and changelog had {self._partitions} partitions when this"
+            f" worker started, so its records wait, unread; give {config.output!r}, {config.changelog!r} and"
+            f" {config.dead_letters!r} as many partitions as the input, and start all workers again"
+        )
+        self._listener.on_trouble(partition, TakeoverError(partition, message))
 
     def _told(self, telling: asyncio.Future[None]) -> None:
         if not telling.cancelled() and (error := telling.exception()) is not None:
-            self._lose(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self.lose(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
     def _loop_ended(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled() or self._ended:
             return
-        self._lose(task.exception() or RuntimeError(f"{task.get_name()} of the consumer ended"))  # type: ignore[arg-type]
+        self.lose(task.exception() or RuntimeError(f"{task.get_name()} of the consumer ended"))  # type: ignore[arg-type]
 
-    def _lose(self, reason: Exception) -> None:
+    def lose(self, reason: Exception) -> None:
+        """The worker is told, once, that this transport can go on no longer."""
         if not self._ended:
             self._ended = True
             self._running.clear()
@@ -227,14 +259,7 @@ class Reader(ConsumerRebalanceListener):
                 return self._take()
 
     def _take(self) -> list[Segment]:
-        try:
-            taken = self._fetcher.take(self._running)
-        except KafkaError as error:
-            if not error.retriable:
-                self._lose(self._explain(error))
-            else:
-                log.warning("fetching from %s: %r", self._topic, error)
-            return []
+        taken, failed = self._fetcher.take(self._running)
         segments = []
         for segment in taken:
             first = int(segment.offsets[0]) if len(segment) else segment.next_offset
@@ -242,16 +267,43 @@ class Reader(ConsumerRebalanceListener):
                 self.seek(segment.partition, self._positions[segment.partition])
                 continue
             self._positions[segment.partition] = segment.next_offset
+            self._damaged.pop(segment.partition, None)
             segments.append(segment)
+        for partition, error in failed.items():
+            if (trouble := self._explain(partition, error)) is not None:
+                self._stop_fetching(partition)
+                self._listener.on_trouble(partition, trouble)
         return segments
 
-    def _explain(self, error: KafkaError) -> Exception:
+    def _explain(self, partition: int, error: KafkaError) -> TakeoverError | None:
+        """What to say of a partition that cannot be fetched; None: it is tried again."""
+        topic, position = self._topic, self._positions[partition]
         if isinstance(error, TopicAuthorizationFailedError):
-            return UserError(f"not authorized to read the topic {self._topic!r}")
+            return TakeoverError(partition, f"not authorized: allow Read on the topic {topic!r}")
         if isinstance(error, OutOfRange):
-            (tp, offset), *_ = error.args[0].items()
-            return TakeoverError(tp.partition, f"offset {offset} of {self._topic} is not in the log")
-        return EddyError(f"{self._topic} cannot be read: {error!r}")
+            return TakeoverError(
+                partition,
+                f"offset {position} of {topic!r} is not in the log: retention has passed what was not yet processed, or"
+                " the topic was made anew; no offset is reset without being asked: set the group's yourself",
+            )
+        if isinstance(error, CorruptRecordException):
+            # What came damaged over the network comes whole the next time.
+            self._damaged[partition] = tries = self._damaged.get(partition, 0) + 1
+            if tries < DAMAGED_TRIES:
+                log.warning("%s-%d at offset %d: %r, fetching it again", topic, partition, position, error)
+                return None
+            return TakeoverError(
+                partition, f"{topic!r} is damaged at offset {position} ({error}): restore it, or set the group's offset"
+            )
+        log.warning("fetching %s-%d from offset %d: %r", topic, partition, position, error)
+        return None if error.retriable else TakeoverError(partition, f"{topic!r} cannot be read: {error!r}")
+
+    def _stop_fetching(self, partition: int) -> None:
+        self._running.discard(partition)
+        self._damaged.pop(partition, None)
+        tp = TopicPartition(self._topic, partition)
+        if self._subscription.is_assigned(tp):
+            self._subscription.pause(tp)
 
     def pause(self, partitions: Collection[int]) -> None:
         """What was fetched stays: aiokafka's own pause would throw it away."""

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from pipeline.columns import Changelog, Committed, Membership, Part, Segment
 from pipeline.config import Config
-from pipeline.errors import CommitError, EddyError, OutcomeUnknown, Unreachable, UserError
+from pipeline.errors import CommitError, NotAuthorized, OutcomeUnknown, Unreachable, UserError
 from pipeline.transport.base import AssignmentListener, LogRange, Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client, unreachable
@@ -27,6 +27,7 @@ from pipeline.transport.kafka.dead_owners import DeadOwners
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at, read_changelog
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
+from pipeline.transport.kafka.topic_watch import TopicWatch
 from pipeline.transport.kafka.topics import check_topics, know_leaders
 from pipeline.transport.kafka.writer import Writer
 
@@ -60,6 +61,7 @@ class _Open:
     writer: Writer
     publisher: Publisher
     dead_owners: DeadOwners
+    topics: TopicWatch
 
     @staticmethod
     def of(config: Config, listener: AssignmentListener) -> _Open:
@@ -71,21 +73,27 @@ class _Open:
         writing = Client(servers, name, config.request_timeout_ms)
         lanes = f"{config.group}-{config.input}-"
         lane = lanes + config.worker_id
-        topics = (config.output, config.dead_letters, config.changelog)
-        writer = Writer(
+        topics = {
+            "input": config.input,
+            "output": config.output,
+            "dead letters": config.dead_letters,
+            "changelog": config.changelog,
+        }
+        written = (config.output, config.dead_letters, config.changelog)
+        reader = Reader(config, reading, listener)
+        return _Open(
+            reading,
             writing,
-            lane,
-            config.input,
-            topics,
-            config.transaction_timeout_ms,
-            config.compression,
+            Client(servers, name, config.request_timeout_ms),
+            reader,
+            Writer(writing, lane, config.input, written, config.transaction_timeout_ms, config.compression),
+            Publisher(writing, config.output, config.compression),
+            DeadOwners(writing, lanes, lane, written, config.transaction_timeout_ms),
+            TopicWatch(writing, topics, reader.lose),
         )
-        restoring = Client(servers, name, config.request_timeout_ms)
-        publisher = Publisher(writing, config.output, config.compression)
-        dead_owners = DeadOwners(writing, lanes, lane, topics, config.transaction_timeout_ms)
-        return _Open(reading, writing, restoring, Reader(config, reading, listener), writer, publisher, dead_owners)
 
     async def close(self) -> None:
+        await self.topics.stop()
         await self.reader.stop()
         await asyncio.gather(self.reading.shut(), self.writing.shut(), self.restoring.shut())
 
@@ -96,6 +104,8 @@ def _why_not(error: BaseException, config: Config) -> UserError | None:
         return UserError(f"the broker at {config.bootstrap_servers} is too old: Apache Kafka 2.5 or newer is needed")
     if isinstance(error, NOT_AUTHORIZED):
         return UserError(f"not authorized at {config.bootstrap_servers}: {error!r}")
+    if isinstance(error, NotAuthorized):
+        return UserError(f"at {config.bootstrap_servers}: {error}")
     if isinstance(error, CommitError):
         return Unreachable(f"the cluster at {config.bootstrap_servers} does not get ready: {error}")
     if isinstance(error, (TimeoutError, KafkaError)):
@@ -135,12 +145,18 @@ class KafkaTransport:
                 )
                 topics = [config.input, config.output, config.dead_letters, config.changelog]
                 await know_leaders(it.writing, topics, self._partitions)
+                await it.topics.begin()
         except BaseException as error:
             await self.stop()
             if (said := _why_not(error, config)) is not None:
                 raise said from error
             raise
-        it.reader.join()
+        it.reader.join(self._partitions)
+
+    @property
+    def changelog_id(self) -> str:
+        """See Transport.changelog_id."""
+        return self._opened.topics.id_of("changelog")
 
     @property
     def _opened(self) -> _Open:
@@ -195,9 +211,11 @@ class KafkaTransport:
         request = wire.OffsetFetch(group, [(self._config.input, list(partitions), {})], stable, {})
         return await self._opened.writing.ask(GROUP, group, request, wire.fetched_codes)
 
-    def _refused(self, codes: set[int]) -> EddyError:
+    def _refused(self, codes: set[int]) -> CommitError:
+        if 29 in codes:
+            return NotAuthorized(f"not authorized: allow Describe on the topic {self._config.input!r}")
         if codes & wire.NOT_AUTHORIZED.keys():
-            return UserError(f"not authorized to read the offsets of group {self._config.group!r}")
+            return NotAuthorized(f"not authorized: allow Read on the group {self._config.group!r}")
         return OutcomeUnknown(f"the group's offsets cannot be read: errors {sorted(codes)}")
 
     async def log_ranges(self, partitions: Collection[int]) -> dict[int, LogRange]:
@@ -236,15 +254,15 @@ class KafkaTransport:
             raise OutcomeUnknown(f"{topic}-{partition} cannot be read yet: {error!r}") from error
 
     async def settle(self) -> None:
-        """See Transport.settle. Raises OutcomeUnknown past the time limit: call it again."""
+        """See Transport.settle. Raises OutcomeUnknown past the time limit, NotAuthorized: call it again."""
         await self._opened.writer.settle()
 
     async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
-        """See Transport.commit. Raises also UserError where a permission is missing."""
+        """See Transport.commit."""
         return await self._opened.writer.commit(membership, parts)
 
     async def publish(self, parts: Sequence[Part]) -> None:
-        """See Transport.publish. Raises also UserError where a permission is missing."""
+        """See Transport.publish."""
         await self._opened.publisher.publish(parts)
 
     async def leave(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from aiokafka.protocol.api import Request, RequestStruct, Response
@@ -19,6 +20,8 @@ from aiokafka.protocol.types import (
     String,
     TaggedFields,
 )
+
+from pipeline.errors import NotAuthorized
 
 _TEXT, _COMPACT, _TAGS = String("utf-8"), CompactString("utf-8"), ("tags", TaggedFields)
 
@@ -58,6 +61,17 @@ NOT_AUTHORIZED = {29: "topic", 30: "group", 31: "cluster", 53: "transactional id
 OFFSET_OUT_OF_RANGE = 1
 TOPIC_ALREADY_EXISTS = 36
 UNSTABLE_OFFSET_COMMIT = 88
+
+
+def forbidden(codes: Iterable[int], *, topics: Iterable[str] = (), group: str = "", lane: str = "") -> NotAuthorized:
+    """What these of NOT_AUTHORIZED mean: which permissions to grant. ``topics`` are written to."""
+    grants = {
+        29: f"Write on the topic {' and '.join(sorted(map(repr, topics)))}",
+        30: f"Read on the group {group!r}" if group else "Read on the group",
+        31: "IdempotentWrite on the cluster (a broker before 3.0 wants it)",
+        53: f"Write on the transactional id {lane!r}",
+    }
+    return NotAuthorized(f"not authorized: allow {', and '.join(grants[code] for code in sorted({*codes}))}")
 
 
 S = TypeVar("S", bound=RequestStruct)

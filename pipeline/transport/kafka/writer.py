@@ -20,7 +20,7 @@ from aiokafka.protocol.transaction import (
 )
 
 from pipeline.columns import Membership, Part, Records
-from pipeline.errors import CommitError, ConfigError, GroupRefused, OutcomeUnknown, PartRefused, UserError
+from pipeline.errors import CommitError, ConfigError, GroupRefused, NotAuthorized, OutcomeUnknown, PartRefused
 from pipeline.transport.base import Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, TRANSACTION, Client
@@ -29,14 +29,17 @@ from pipeline.transport.kafka.sender import Place, Sender, all_of
 INVALID_TRANSACTION_TIMEOUT = 50
 
 
-def verdict(produced: Mapping[Place, int], offsets: Mapping[int, int]) -> CommitError | None:
+def verdict(produced: Mapping[Place, int], offsets: Mapping[int, int], group: str, source: str) -> CommitError | None:
     """What the errors of a transaction's records and of its offsets, by partition, mean; None: there is none.
 
-    GroupRefused only if nothing else is wrong (X11). Raises UserError for a permission that is missing.
+    ``group``, ``source``: whose offsets, and of which input. GroupRefused only if nothing else is wrong (X11).
     """
-    for code in (*produced.values(), *offsets.values()):
-        if code in wire.NOT_AUTHORIZED:
-            raise UserError(f"the broker refuses the {wire.NOT_AUTHORIZED[code]} (error {code}): not authorized")
+    if forbidden := {code for code in produced.values() if code in wire.NOT_AUTHORIZED}:
+        return wire.forbidden(forbidden, topics={name for (name, _), code in produced.items() if code in forbidden})
+    if forbidden := {code for code in offsets.values() if code in wire.NOT_AUTHORIZED}:
+        if 29 in forbidden:
+            return NotAuthorized(f"not authorized: allow Read on the topic {source!r}")
+        return wire.forbidden(forbidden, group=group)
     for (topic, partition), code in produced.items():
         if code in wire.NEVER:
             return PartRefused(partition, f"{topic}-{partition} does not take its records: {wire.NEVER[code]}")
@@ -76,7 +79,7 @@ class Writer:
     async def settle(self) -> None:
         """InitProducerId: what this lane had open is decided when it returns (X11).
 
-        Raises OutcomeUnknown past the time limit, ConfigError and UserError for what no repetition helps.
+        Raises OutcomeUnknown past the time limit, NotAuthorized, ConfigError for what no repetition helps.
         """
         self._settled = False
         request = InitProducerIdRequest(self.lane, self._timeout_ms)
@@ -88,14 +91,14 @@ class Writer:
         if reply.error_code == INVALID_TRANSACTION_TIMEOUT:
             raise ConfigError(f"transaction_timeout_ms is {self._timeout_ms}: more than the broker allows")
         if reply.error_code in wire.NOT_AUTHORIZED:
-            raise UserError(f"not authorized to write with the transactional id {self.lane!r}")
+            raise wire.forbidden([reply.error_code], lane=self.lane)
         if reply.error_code:
             raise OutcomeUnknown(f"lane {self.lane} cannot be settled yet: InitProducerId answered {reply.error_code}")
         self._sender.begin(reply.producer_id, reply.producer_epoch)
         self._settled = True
 
     async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
-        """See Transport.commit (X3). Raises GroupRefused, PartRefused, OutcomeUnknown, UserError."""
+        """See Transport.commit (X3). Raises GroupRefused, PartRefused, NotAuthorized, OutcomeUnknown."""
         if not self._settled:
             raise OutcomeUnknown(f"lane {self.lane} is not settled")
         if not parts:
@@ -134,7 +137,9 @@ class Writer:
         sent, offsets = await all_of(self._sender.send(built), self._offsets(membership, parts))
         if self._sender.cut_smaller(sent):
             return None
-        failure = verdict({place: code for place, (code, _) in sent.refused.items()}, offsets)
+        failure = verdict(
+            {place: code for place, (code, _) in sent.refused.items()}, offsets, membership.group, self._input
+        )
         if failure is None:
             await self._ask(EndTxnRequest(*who, True), "EndTxn")
             written: dict[Place, Written] = sent.written
@@ -158,9 +163,11 @@ class Writer:
 
     async def _ask(self, request: Any, name: str) -> None:
         """A request to the transaction's coordinator that must succeed."""
-        bad = _codes(await self._client.ask(TRANSACTION, self.lane, request, _codes)) - {0}
-        if bad & wire.NOT_AUTHORIZED.keys():
-            raise UserError(f"{name}: not authorized ({', '.join(wire.NOT_AUTHORIZED.get(c, str(c)) for c in bad)})")
+        reply = await self._client.ask(TRANSACTION, self.lane, request, _codes)
+        bad = _codes(reply) - {0}
+        if forbidden := bad & wire.NOT_AUTHORIZED.keys():
+            topics = {t for t, rows in getattr(reply, "errors", ()) for _, code in rows if code in forbidden}
+            raise wire.forbidden(forbidden, topics=topics, lane=self.lane)
         if bad:
             raise OutcomeUnknown(f"{name} answered {sorted(bad)}")
 
