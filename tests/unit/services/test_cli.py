@@ -14,6 +14,14 @@ import pytest
 from pipeline.config import Config
 from services.cli import main
 
+TOOLS = tuple(
+    f"{tool} {action}"
+    for tool, actions in (
+        ("state", ("inspect", "end", "export", "import", "repartition")),
+        ("dlq", ("list", "replay")),
+    )
+    for action in actions
+)
 HEAVY = ("numpy", "onnx", "onnxruntime", "aiokafka", "torch", "prometheus_client")
 
 
@@ -30,6 +38,9 @@ def test_help_needs_nothing_heavy() -> None:
     program = (
         "import sys\n"
         "from services.cli import main\n"
+        "for tool in ('state', 'dlq'):\n"
+        "    try: main([tool, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
         "try: main(['run', '--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
@@ -39,7 +50,7 @@ def test_help_needs_nothing_heavy() -> None:
     assert "--commit-interval-ms" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "produce", "tail", "topics create", "inspect", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "run", "produce", "tail", "topics create", "inspect", "doctor", *TOOLS])
 def test_every_command_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
