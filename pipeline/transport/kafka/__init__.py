@@ -8,8 +8,8 @@ requests aiokafka lacks.
 
 What is used of aiokafka beyond its public interface (``tests/kafka/test_insides.py`` holds it)::
 
-    client      AIOKafkaClient: _metadata_update (overridden), _conns, _get_conn, send, coordinator_lookup, ready, cluster,
-                add_topic, set_topics, force_metadata_update; ConnectionGroup, CoordinationType
+    client      AIOKafkaClient: _metadata_update (overridden), _conns, _get_conn, send, coordinator_lookup, ready,
+                cluster, add_topic, set_topics, force_metadata_update; ConnectionGroup, CoordinationType
     fetcher     Fetcher: _records, _proc_fetch_request (overridden), _notify, _wait_consume_future, seek_to,
                 error_future; FetchResult: _partition_records, getall, has_more; FetchError.check_raise;
                 PartitionRecords: _unpack_records (overridden), _consume_aborted_up_to, _contains_abort_marker,
