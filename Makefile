@@ -39,8 +39,8 @@ models: $(VENV)/.everything $(VENV)/.vectors ## Train and export the shipped mod
 bench: $(VENV)/.everything ## Measure the worker beside raw onnxruntime and a hand-batched loop
 	$(BIN)/python -m tests.benchmarks
 
-chaos: $(VENV)/.everything ## Kill, stop and shake workers and a broker (MINUTES=30, SEED=...), and count what is lost or repeated
-	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
+chaos: $(VENV)/.everything ## Kill, stop and shake workers and a broker (MINUTES=30 SEED=... BROKERS=3), and count what is lost or repeated
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),30) --brokers $(or $(BROKERS),1) $(if $(SEED),--seed $(SEED))
 
 constraints: ## Write the versions that the image installs, from what serving needs today
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints

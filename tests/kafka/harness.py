@@ -252,10 +252,10 @@ def admin(address: str) -> AdminClient:
 
 
 def make_topic(address: str, name: str, partitions: int, **configs: str) -> str:
-    """``max_message_bytes="1000"`` for ``max.message.bytes``."""
+    """With the cluster's own number of replicas; ``max_message_bytes="1000"`` for ``max.message.bytes``."""
     config = {key.replace("_", "."): value for key, value in configs.items()}
     client = admin(address)
-    client.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(30)
+    client.create_topics([NewTopic(name, partitions, -1, config=config)])[name].result(30)
 
     def known() -> bool:  # a moment after it was made
         there = client.list_topics(name, 10).topics[name].partitions.values()

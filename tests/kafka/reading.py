@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-from tests.kafka.harness import Value, Worker
+from tests.kafka.harness import Value, Worker, eventually
 
 
 class Record(NamedTuple):
@@ -48,8 +48,9 @@ class Reader:
                 "log_level": 0,
             }
         )
+        # In a cluster each broker hears of a new topic at its own time.
+        eventually(lambda: self._consumer.list_topics(topic, 30).topics[topic].partitions, 10, f"a topic {topic}")
         partitions = self._consumer.list_topics(topic, 30).topics[topic].partitions
-        assert partitions, f"there is no topic {topic}"
         self._partitions = len(partitions)
         self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
         self._ends: set[int] = set()

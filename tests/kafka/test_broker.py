@@ -17,8 +17,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from services import embedded, jars
 from services.broker import Broker, add_broker_parser
-from services.embedded import answers, is_free
 from services.jars import BrokerUnavailable
+from services.ports import answers, is_free
 
 pytestmark = pytest.mark.kafka
 
