@@ -20,6 +20,8 @@ from export.adopt.verdict import Fails, Refused
 
 MANY = 5
 """Steps of the trials."""
+PLACES = 8
+"""Along an axis of a step, at which it is changed."""
 PREFERRED = (512, 256, 1024, 160, 320, 480, 400, 128, 80, 240, 640, 960)
 """Hops of sound, for the question where any length runs."""
 
@@ -160,6 +162,49 @@ class Trial:
 
 def find_timing(bench: Bench, pairs: Pairs, tolerance: float, hop: int | None, wanted: str) -> Timing:
     """``hop``, ``wanted`` (auto, none or an axis): what the user says. Raises Refused."""
+    timing = _find(bench, pairs, tolerance, hop, wanted)
+    if hop is None and wanted == "auto" and not timing.axes:
+        _refuse_backwards(bench, pairs)
+    return timing
+
+
+def _refuse_backwards(bench: Bench, pairs: Pairs) -> None:
+    """Raises Refused where, inside a step, what stands later changes only what stands before it: a layer that was
+    unrolled from the end of a sequence of fixed length to its beginning."""
+    outputs = [o for o in bench.file.outputs if o not in pairs.states.values()]
+    trial = Trial(bench, pairs.states, outputs, 0.0)
+    feed = {**bench.feed(np.random.default_rng(40)), **trial.begin(40)}
+    other = bench.feed(np.random.default_rng(41))
+    before = bench.run(feed)
+    for n, axis in [
+        (n, a) for n, s in bench.shapes.items() if n not in pairs.states for a in range(len(s)) if s[a] > 2
+    ]:
+        size = bench.shapes[n][axis]
+        places = np.unique(np.linspace(0, size - 1, PLACES).round().astype(int)).tolist()
+        found: dict[tuple[str, int], list[int]] = {
+            (o, b): [] for o in outputs for b, many in enumerate(before[o].shape) if many == size
+        }
+        for place in places if found else []:
+            changed = feed[n].copy()
+            at = (slice(None),) * axis + (place,)
+            changed[at] = other[n][at]
+            after = bench.run({**feed, n: changed})
+            for o, b in list(found):
+                differs = (before[o] != after[o]).any(axis=tuple(i for i in range(before[o].ndim) if i != b))
+                if differs[place + 1 :].any():
+                    del found[o, b]
+                else:
+                    found[o, b].append(int(differs.sum()))
+        for (o, _), counts in found.items():
+            if sum(counts) > 0.8 * sum(place + 1 for place in places):
+                raise Refused(
+                    f"along axis {axis} of {n}, inside a step, what stands later changes only what stands before it in"
+                    f" {o}: a layer runs backwards over time, and in a stream the later steps are not there yet; if a"
+                    f" step is meant to have all {size} of them, say so with --time-axis none"
+                )
+
+
+def _find(bench: Bench, pairs: Pairs, tolerance: float, hop: int | None, wanted: str) -> Timing:
     outputs = [o for o in bench.file.outputs if o not in pairs.states.values()]
     trial = Trial(bench, pairs.states, outputs, tolerance)
     if wanted == "none":

@@ -303,3 +303,33 @@ def test_a_step_that_sounds_like_a_state_is_one_where_it_is_said(tmp_path):
     with pytest.raises(Refused, match=r"context .* has no output.*--step context"):
         adopt(file, tmp_path / "out" / "1")
     assert pairs(file, tmp_path, steps=["context"]) == {"h": "hn"}
+
+
+@pytest.mark.parametrize("order", ["backwards", "forwards", "every other"])
+def test_a_layer_unrolled_backwards_over_the_frames_of_a_step_is_refused(tmp_path, order):
+    """No recurrent node, no free axis: only what changes what tells it from a step of six frames, or of features."""
+    frames, m = 6, Maker()
+    m.give("x", ["b", frames, 4])
+    m.give("h", ["b", 8])
+    w, u = m.random(4, 8), m.random(8, 8)
+    places = list(range(frames))
+    if order == "backwards":
+        places.reverse()
+    elif order == "every other":
+        places = [1, 0, 3, 2, 5, 4]
+    h, rows = "h", {}
+    for t in places:
+        frame = m.op("Gather", "x", m.value(np.array(t)), axis=1)
+        h = m.op("Tanh", m.op("Add", m.op("MatMul", frame, w), m.op("MatMul", h, u)))
+        rows[t] = m.op("Unsqueeze", h, m.value([1]))
+    m.op("Identity", m.linear(m.op("Concat", *(rows[t] for t in range(frames)), axis=1), 8, 3), out="y")
+    m.op("Identity", h, out="hn")
+    m.show("y", ["b", frames, 3])
+    m.show("hn", ["b", 8])
+    file = m.save(tmp_path)
+    if order == "backwards":
+        with pytest.raises(Refused, match=r"along axis 1 of x, inside a step, .* a layer runs backwards over time"):
+            adopt(file, tmp_path / "out" / "1")
+        assert adopt(file, tmp_path / "out" / "1", AdoptOptions(time_axis="none")).contract.time_axis is None
+    else:
+        assert adopt(file, tmp_path / "out" / "1").contract.time_axis is None
