@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format data models bench chaos broker broker-stop clean
+.PHONY: help install demo test simulate lint format data models bench chaos broker broker-stop clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,11 @@ demo: $(VENV)/.serving ## Prompts in, generated text out, on an embedded Kafka (
 test: $(VENV)/.everything $(VENV)/.vectors ## Run all tests, those on a real Kafka too (installs torch and all)
 	@echo "running all tests: unit, contract, and end to end on the embedded broker"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+SEEDS ?= 1000
+START ?= 0
+simulate: $(VENV)/.everything ## Run the worker over a model of Kafka (SEEDS=100000 START=0), on virtual time
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START)
 
 lint: $(VENV)/.everything ## Check style, types and which room imports which
 	$(BIN)/ruff check .

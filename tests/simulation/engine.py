@@ -1,0 +1,72 @@
+"""The engine on virtual time: the real one (bindings, arena, rows to snapshot, what is kept), without threads and with
+a session of our own. Calls run in the arena at one moment, and are told at a later one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pipeline.engine.engine
+import pipeline.worker
+from pipeline.engine import Engine, Run
+from tests.simulation.model import Session
+
+
+class SimEngine(Engine):
+    """See the module. ``rng``, ``fails`` and ``slow_s`` are the world's."""
+
+    rng: random.Random
+    fails: Callable[[], bool]
+    slow_s: float
+
+    def __init__(self, model: Any, contract: Any, reads: Any, **settings: Any) -> None:
+        session = Session(contract, self.rng, self.fails)
+        with (
+            mock.patch.object(pipeline.engine.engine, "open_session", return_value=session),
+            mock.patch.object(pipeline.engine.engine.graph, "wrap", return_value=model),
+        ):
+            super().__init__(model, contract, reads, **settings)
+        session.rows = self.arena._tensors["int64"]._rows
+        session.noise = self.arena._tensors["float32"]._rows
+        self._free_s = [0.0] * self.threads
+
+    def start(self, call_soon: Any) -> None:
+        return
+
+    def stop(self) -> None:
+        return
+
+    def submit(self, run: Run, done: Callable[[Run], None]) -> None:
+        loop, rng = asyncio.get_running_loop(), self.rng
+        run.left = len(run.jobs)
+        self.in_flight += 1
+        if self.in_flight == 1 and rng.random() < 0.3:
+            for job in run.jobs:
+                self._run(run, job)
+            self._finish(run, done, len(run.jobs))
+            return
+        for i, job in enumerate(run.jobs):
+            begins = max(self._free_s[i], loop.time()) + rng.random() * self.slow_s
+            ends = self._free_s[i] = begins + rng.random() * self.slow_s
+            loop.call_at(begins, self._work_on, run, job, done, ends)
+
+    def _work_on(self, run: Run, job: Any, done: Callable[[Run], None], ends: float) -> None:
+        self._run(run, job)
+        asyncio.get_running_loop().call_at(ends, self._finish, run, done)
+
+
+@contextmanager
+def engines(rng: random.Random, fails: Callable[[], bool], slow_s: float) -> Iterator[None]:
+    """Workers get simulated engines. ``fails``: whether the next call does."""
+
+    class Its(SimEngine):
+        pass
+
+    Its.rng, Its.slow_s = rng, slow_s
+    Its.fails = staticmethod(fails)
+    with mock.patch.object(pipeline.worker, "Engine", Its):
+        yield

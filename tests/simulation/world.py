@@ -1,0 +1,436 @@
+"""One run: topics, producers, workers and what happens to them, all drawn from a seed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import struct
+import sys
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.contract import Contract
+from pipeline.errors import Broken, EddyError
+from pipeline.metrics import Metrics
+from pipeline.transport.kafka import client as kafka_client
+from pipeline.transport.kafka.transport import KafkaTransport
+from pipeline.worker import Worker
+from tests.simulation import model
+from tests.simulation.client import Faults, Network, connected
+from tests.simulation.cluster import Cluster
+from tests.simulation.engine import engines
+from tests.simulation.loop import Process, SimLoop, Stuck, virtual
+
+INPUT, OUTPUT, GROUP = "in", "out", "g"
+CONFIG = Config(
+    input=INPUT,
+    output=OUTPUT,
+    group=GROUP,
+    bootstrap_servers="sim:1",
+    worker_id="w",
+    slots=64,
+    session_timeout_ms=3000,
+    heartbeat_interval_ms=500,
+    request_timeout_ms=1500,
+    transaction_timeout_ms=2000,
+    drain_timeout_s=3.0,
+)
+BOUND_S = 60.0
+"""All inputs are done so long after the last fault and the last input."""
+
+
+@dataclass
+class Plan:
+    """What a run is like; drawn from its seed, then bent by a bias."""
+
+    seed: int
+    talks: bool = False
+    shuffle: bool = False
+    nodes: int = 1
+    partitions: int = 2
+    workers: int = 2
+    keys: int = 2
+    """Of each partition."""
+    records: int = 40
+    produce_s: float = 6.0
+    faults_s: float = 9.0
+    """Nothing fails after that."""
+    faults: Faults = field(default_factory=Faults)
+    kills: int = 0
+    stops: int = 0
+    graceful: int = 0
+    crashes: int = 0
+    compactions: int = 0
+    joins: int = 0
+    """Rebalances that no worker's fate has caused."""
+    engine_faults: float = 0.0
+    poison: float = 0.0
+    ends: float = 0.0
+    bad: float = 0.0
+    input_transactions: float = 0.0
+    verify_share: float = 0.0
+    marker_s: float = 0.003
+    slow_marker: float = 0.0
+    engine_s: float = 0.003
+    horizon_s: float = 5.0
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(seed: int) -> Plan:
+        rng = random.Random(f"plan {seed}")
+        some = rng.random
+        plan = Plan(seed)
+        plan.talks = some() < 0.3
+        plan.shuffle = some() < 0.5
+        plan.nodes = rng.choice([1, 1, 2, 3])
+        plan.partitions = rng.choice([1, 2, 2, 3])
+        plan.workers = rng.choice([1, 2, 2, 3])
+        plan.keys = rng.choice([1, 2, 3])
+        plan.records = rng.randrange(15, 60)
+        plan.produce_s = rng.choice([0.5, 3.0, 6.0])
+        chance = rng.choice([0.0, 0.002, 0.01, 0.03])
+        plan.faults = Faults(*(chance * some() for _ in range(4)), late_s=rng.choice([0.05, 1.0, 4.0]))
+        plan.kills = rng.choice([0, 1, 2, 4])
+        plan.stops = rng.choice([0, 0, 1, 2])
+        plan.graceful = rng.choice([0, 0, 1])
+        plan.crashes = rng.choice([0, 0, 0, 1, 2])
+        plan.compactions = rng.choice([0, 1, 3])
+        plan.joins = rng.choice([0, 0, 1])
+        plan.engine_faults = rng.choice([0.0, 0.0, 0.02])
+        plan.poison = rng.choice([0.0, 0.0, 0.0, 0.02])
+        plan.ends = rng.choice([0.0, 0.03])
+        plan.bad = rng.choice([0.0, 0.03])
+        plan.input_transactions = rng.choice([0.0, 0.0, 0.2])
+        plan.verify_share = rng.choice([0.0, 0.2])
+        plan.slow_marker = rng.choice([0.0, 0.05, 0.3])
+        plan.engine_s = rng.choice([0.001, 0.01, 0.1])
+        plan.config = {"slots": rng.choice([16, 64]), "engine_threads": rng.choice([1, 1, 2])}
+        if plan.talks:
+            plan.poison = 0.0
+        return plan
+
+
+@dataclass
+class Life:
+    """One process that runs a worker."""
+
+    process: Process
+    worker_id: str
+    worker: Worker | None = None
+    task: asyncio.Task[Any] | None = None
+    ending: bool = False
+
+
+@dataclass
+class Result:
+    seed: int
+    problems: list[str]
+    virtual_s: float
+    steps: int
+    digest: int
+    counts: dict[str, int]
+
+
+class World:
+    """See the module. ``run`` once."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None] | None = None) -> None:
+        self.plan = plan
+        self.rng = random.Random(f"world {plan.seed}")
+        self.loop = SimLoop(random.Random(f"loop {plan.seed}"), plan.shuffle)
+        self.contract: Contract = model.talking() if plan.talks else model.hashing()
+        self.cluster = Cluster(
+            self.loop,
+            random.Random(f"cluster {plan.seed}"),
+            plan.nodes,
+            marker_s=self._marker,
+            verify_share=plan.verify_share,
+        )
+        plan.faults.until_s = plan.faults_s
+        self.network = Network(self.loop, self.cluster, random.Random(f"network {plan.seed}"), plan.faults)
+        self.config = replace(CONFIG, **plan.config)
+        self.lives: dict[str, Life] = {}
+        self.problems: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.produced = False
+        self._say = say
+        self._process_number = 0
+
+    def count(self, what: str, n: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + n
+
+    def say(self, text: str) -> None:
+        if self._say is not None:
+            self._say(f"{self.loop.time():9.4f} {text}")
+
+    def _marker(self) -> float:
+        if self.loop.time() < self.plan.faults_s and self.rng.random() < self.plan.slow_marker:
+            return self.rng.random() * 1.5
+        return self.rng.random() * self.plan.marker_s
+
+    # ---- the run
+
+    def run(self) -> Result:
+        from tests.simulation import invariants
+
+        loop, plan = self.loop, self.plan
+        kafka_client._away.clear()
+        asyncio.set_event_loop(loop)
+        try:
+            with (
+                virtual(loop, self.rng),
+                connected(self.network),
+                engines(random.Random(f"engine {plan.seed}"), self._engine_fails, plan.engine_s),
+            ):
+                try:
+                    loop.run_until_complete(self._play())
+                except Stuck as stuck:
+                    self.problems.append(str(stuck))
+                self.problems += [f"nobody awaited: {f}" for f in loop.failures]
+                self.problems += invariants.check(self)
+                digest = self._digest()
+                self.lives.clear()
+                loop.end()
+        finally:
+            asyncio.set_event_loop(None)
+        return Result(plan.seed, self.problems, loop.time(), loop.steps, digest, self.counts | self.network.count)
+
+    def _digest(self) -> int:
+        """Of everything that was written: equal for equal seeds."""
+        parts = [(place, [(b.base, b.data) for b in log.batches]) for place, log in self.cluster.logs.items()]
+        return zlib.crc32(repr((self.loop.steps, parts)).encode())
+
+    async def _play(self) -> None:
+        plan, loop = self.plan, self.loop
+        for topic in (INPUT, OUTPUT):
+            self.cluster.create(topic, plan.partitions)
+        producing = asyncio.create_task(self._produce(), name="producer")
+        for i in range(plan.workers):
+            loop.call_later(self.rng.random() * 0.5 * i, self.start_worker, f"w{i}")
+        await self._disturb()
+        await asyncio.sleep(max(0.0, plan.faults_s - loop.time()))
+        await producing
+        self.produced = True
+        self._calm()
+        end = loop.time() + BOUND_S
+        while not self.done():
+            if loop.time() > end:
+                self.problems.append(f"not all inputs are done {BOUND_S:g} s after the last fault: {self._left()}")
+                break
+            await asyncio.sleep(0.25)
+        # What is repeated comes late.
+        await asyncio.sleep(1.0)
+        self.count("virtual_s", int(loop.time()))
+
+    def _calm(self) -> None:
+        for number in self.cluster.nodes:
+            self.cluster.restart(number)
+        for life in list(self.lives.values()):
+            self.loop.continue_process(life.process)
+
+    def done(self) -> bool:
+        """Whether everything that was produced is committed."""
+        group = self.cluster.groups.group(GROUP)
+        for p in range(self.plan.partitions):
+            c = group.offsets.get((INPUT, p))
+            log = self.cluster.logs[INPUT, p]
+            visible = log.visible()
+            last = visible[-1].offset + 1 if visible else 0
+            if c is None or c.offset < last or group.pending or self.cluster.logs[OUTPUT, p].open:
+                return False
+        return True
+
+    def _left(self) -> str:
+        group = self.cluster.groups.group(GROUP)
+        at = {p: group.offsets.get((INPUT, p)) for p in range(self.plan.partitions)}
+        ends = {p: self.cluster.logs[INPUT, p].end for p in at}
+        phases = {
+            name: [(o.partition, o.phase.value, o.reason) for o in life.worker._ownership.owned]
+            if life.worker
+            else None
+            for name, life in self.lives.items()
+        }
+        return f"committed { ({p: c.offset if c else None for p, c in at.items()}) } of {ends}; workers {phases}"
+
+    # ---- what is produced
+
+    async def _produce(self) -> None:
+        plan, rng = self.plan, random.Random(f"producer {self.plan.seed}")
+        left = plan.records
+        transactions: list[tuple[int, int, float]] = []
+        producer = 10_000
+        while left > 0 or transactions:
+            p = rng.randrange(plan.partitions)
+            log = self.cluster.logs[INPUT, p]
+            if transactions and (left <= 0 or rng.random() < 0.3):
+                producer_of, q, _ = transactions.pop(rng.randrange(len(transactions)))
+                self.cluster.logs[INPUT, q].mark(producer_of, 0, rng.random() < 0.5, self.cluster.now_ms())
+            else:
+                n = rng.randrange(1, 5)
+                rows = [self._row(rng, p) for _ in range(n)]
+                if rng.random() < plan.input_transactions:
+                    producer += 1
+                    log.write(rows, producer)
+                    transactions.append((producer, p, 0.0))
+                else:
+                    log.write(rows)
+                left -= n
+            await asyncio.sleep(rng.random() * 4 * plan.produce_s / plan.records)
+
+    def _row(self, rng: random.Random, p: int) -> tuple[bytes | None, bytes | None, int, Any]:
+        plan, now = self.plan, self.cluster.now_ms()
+        key = b"k%d-%d" % (p, rng.randrange(plan.keys))
+        if rng.random() < plan.ends:
+            return key, None, now, ()
+        if rng.random() < plan.bad:
+            if rng.random() < 0.3:
+                return None, b"no key", now, ()
+            return key, b"?!" if plan.talks else b"no step", now, ()
+        if plan.talks:
+            text = "".join(rng.choice(model.LETTERS) for _ in range(rng.randrange(0, 4)))
+            headers = [("eddy-max-steps", b"%d" % rng.randrange(1, 7))] if rng.random() < 0.6 else []
+            return key, text.encode(), now, tuple(headers)
+        steps = [rng.randrange(1000) for _ in range(rng.choice([0, 1, 1, 1, 2, 3]))]
+        if steps and rng.random() < plan.poison:
+            steps[-1] = model.POISON
+        return key, struct.pack(f"<{len(steps)}q", *steps), now, ()
+
+    # ---- workers and what happens to them
+
+    def _engine_fails(self) -> bool:
+        return self.loop.time() < self.plan.faults_s and self.rng.random() < self.plan.engine_faults
+
+    def start_worker(self, worker_id: str) -> None:
+        if worker_id in self.lives:
+            return
+        self._process_number += 1
+        life = Life(Process(f"{worker_id}#{self._process_number}"), worker_id)
+        self.lives[worker_id] = life
+        self.say(f"{life.process.name} starts")
+        life.task = self.loop.spawn(life.process, lambda: self._live(life), life.process.name)
+        life.task.add_done_callback(lambda task: self._ended(life, task))
+
+    async def _live(self, life: Life) -> None:
+        config = replace(self.config, worker_id=life.worker_id)
+        metrics = Metrics(self.contract.name, self.contract.model_version)
+        life.worker = Worker(config, KafkaTransport(config), None, self.contract, metrics)
+        await life.worker.run()
+
+    def _ended(self, life: Life, task: asyncio.Task[Any]) -> None:
+        if not life.process.alive:
+            return
+        self.lives.pop(life.worker_id, None)
+        error = None if task.cancelled() else task.exception()
+        self.say(f"{life.process.name} ended: {error!r}")
+        if isinstance(error, Broken) or (error is not None and not isinstance(error, EddyError)):
+            self.problems.append(f"worker {life.process.name} ended with {error!r}")
+            if self._say is not None:
+                traceback.print_exception(error)
+        if error is not None:
+            self.count(f"ended {type(error).__name__}")
+        self.loop.kill_process(life.process)
+        # A supervisor starts it again.
+        self.loop.call_later(0.2 + self.rng.random(), self.start_worker, life.worker_id)
+
+    def kill(self, life: Life) -> None:
+        self.say(f"{life.process.name} is killed")
+        self.count("kills")
+        self.loop.kill_process(life.process)
+        self.lives.pop(life.worker_id, None)
+        self.loop.call_later(0.05 + self.rng.random() * self.rng.choice([0.2, 6.0]), self.start_worker, life.worker_id)
+
+    def stop(self, life: Life, seconds: float) -> None:
+        self.say(f"{life.process.name} is stopped for {seconds:.2f} s")
+        self.count("stops")
+        self.loop.stop_process(life.process)
+        self.loop.call_later(seconds, self._continue, life)
+
+    def _continue(self, life: Life) -> None:
+        self.say(f"{life.process.name} goes on")
+        self.loop.continue_process(life.process)
+
+    async def _disturb(self) -> None:
+        plan, rng = self.plan, self.rng
+        acts: list[Callable[[], None]] = []
+        acts += [self._kill_one] * plan.kills + [self._stop_one] * plan.stops + [self._end_one] * plan.graceful
+        acts += [self._crash_one] * plan.crashes + [self._compact] * plan.compactions + [self._join] * plan.joins
+        rng.shuffle(acts)
+        times = sorted(rng.random() * (plan.faults_s - 0.5) + 0.3 for _ in acts)
+        for at, act in zip(times, acts):
+            await asyncio.sleep(max(0.0, at - self.loop.time()))
+            act()
+
+    def _one(self) -> Life | None:
+        lives = [life for life in self.lives.values() if not life.process.stopped]
+        return self.rng.choice(lives) if lives else None
+
+    def _kill_one(self) -> None:
+        if (life := self._one()) is not None:
+            self.kill(life)
+
+    def _stop_one(self) -> None:
+        if (life := self._one()) is not None:
+            self.stop(life, self.rng.choice([0.1, 1.0, 4.0, 6.0]) * (0.5 + self.rng.random()))
+
+    def _end_one(self) -> None:
+        if (life := self._one()) is not None and life.worker is not None:
+            self.say(f"{life.process.name} is asked to end")
+            self.count("graceful")
+            life.worker.stop()
+
+    def _crash_one(self) -> None:
+        number = self.rng.choice(sorted(self.cluster.nodes))
+        self.say(f"node {number} crashes")
+        self.count("crashes")
+        self.cluster.crash(number)
+        self.loop.call_later(self.rng.random() * self.rng.choice([0.3, 3.0]), self._restart, number)
+
+    def _restart(self, number: int) -> None:
+        self.say(f"node {number} is back")
+        self.cluster.restart(number)
+
+    def _join(self) -> None:
+        """Another worker comes for a while."""
+        name = "guest"
+        self.start_worker(name)
+        self.count("joins")
+
+        def go() -> None:
+            life = self.lives.get(name)
+            if life is not None and life.process.alive:
+                self.loop.kill_process(life.process)
+                self.lives.pop(name)
+
+        self.loop.call_later(1.0 + self.rng.random() * 3, go)
+
+    def _compact(self) -> None:
+        self.count("compactions")
+        for (topic, _), log in self.cluster.logs.items():
+            if topic == self.config.changelog:
+                upto = log.end if self.rng.random() < 0.5 else self.rng.randrange(log.end + 1)
+                log.compact(upto, self.loop.time(), self.plan.horizon_s)
+
+
+def simulate(plan: Plan, say: Callable[[str], None] | None = None) -> Result:
+    """One run, with the logging of the product silenced unless somebody listens."""
+    if say is None:
+        logging.disable(logging.CRITICAL)
+    try:
+        result = World(plan, say).run()
+        # What the killed left behind ends now, in a loop that is over: nobody needs to hear of it.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                gc.collect()
+        finally:
+            sys.unraisablehook = hook
+        return result
+    finally:
+        logging.disable(logging.NOTSET)
