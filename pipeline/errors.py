@@ -20,6 +20,7 @@
     ├── TakeoverError            a partition cannot be made this worker's own (X10)
     ├── SlotsExhausted           more live streams than the arena has slots
     ├── TierFull                 streams without a slot fit neither in memory nor on disk
+    ├── LocalCopyFailed          a local copy of a changelog cannot be kept; all goes on without it
     ├── EngineFailed             the model raised while running; names the partitions whose rows are torn
     └── Broken                   an invariant of Eddy's own does not hold: a bug, please report
 """
@@ -115,6 +116,10 @@ class SlotsExhausted(EddyError):
 
 class TierFull(EddyError):
     """Streams without a slot fit neither in memory nor on disk; the message names the place and the settings."""
+
+
+class LocalCopyFailed(EddyError):
+    """A local copy of a changelog partition cannot be kept (a full disk); the worker goes on without it."""
 
 
 class EngineFailed(EddyError):
