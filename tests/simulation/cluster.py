@@ -7,6 +7,7 @@ led or coordinated moves to another one, or waits for it.
 from __future__ import annotations
 
 import random
+import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ from tests.simulation.loop import EPOCH_S, SimLoop
 from tests.simulation.transactions import Transactions
 
 UNKNOWN_TOPIC, NO_LEADER, NOT_LEADER, LOADING, NOT_AVAILABLE, NOT_COORDINATOR = 3, 5, 6, 14, 15, 16
-FEW_REPLICAS, TOPIC_EXISTS, INVALID_EPOCH = 19, 36, 47
+FEW_REPLICAS, TOPIC_EXISTS, INVALID_EPOCH, UNKNOWN_TRANSACTION = 19, 36, 47, 105
 COMMITTED = 1
+NO_ID = uuid.UUID(int=0)
 EARLIEST = -2
 HOST = "sim"
 
@@ -66,6 +68,8 @@ class Cluster:
         self.nodes = {n: Node(n) for n in range(1, nodes + 1)}
         self.logs: dict[Place, Log] = {}
         self.partitions: dict[str, int] = {}
+        self.ids: dict[str, uuid.UUID] = {}
+        self._topics = 0
         self.transaction_timeout_max_ms = 900_000
         self.election_s, self.loading_s = election_s, loading_s
         self._verify_share = verify_share
@@ -87,6 +91,8 @@ class Cluster:
             return TOPIC_EXISTS
         settings = settings or {}
         self.partitions[topic] = partitions
+        self._topics += 1
+        self.ids[topic] = uuid.UUID(int=self._topics)
         for p in range(partitions):
             size = int(settings.get("max.message.bytes", 1_048_588))
             self.logs[topic, p] = Log((topic, p), size, compacted=settings.get("cleanup.policy") == "compact")
@@ -166,6 +172,13 @@ class Cluster:
         HANDLERS[request.API_KEY](self, node, request, answer)
 
     def _metadata(self, node: int, request: Any, answer: Answer) -> None:
+        if request.API_VERSION >= 10:  # asked for topic ids alone
+            rows = []
+            for _, name, _ in request.topics:
+                known = name in self.partitions
+                rows.append((0 if known else UNKNOWN_TOPIC, name, self.ids.get(name, NO_ID), False, [], 0, {}))
+            answer(request.RESPONSE_TYPE(0, [], "sim", min(self.nodes), rows, 0, {}))
+            return
         # No rack: the hash of None differs by process before Python 3.12, and aiokafka keeps brokers in a set.
         brokers = [(n.number, HOST, n.number, "") for n in self.nodes.values() if n.up]
         names = sorted(self.partitions) if request.topics is None else request.topics
@@ -294,6 +307,9 @@ class Cluster:
 
     def _init_producer(self, node: int, request: Any, answer: Answer) -> None:
         id = request.transactional_id
+        if id is None:  # idempotent, in no transaction
+            answer(request.RESPONSE_TYPE(0, 0, self.transactions.next_producer(), 0))
+            return
         error = self._coordinator_error(node, "txn", id)
         producer, epoch = -1, -1
         if not error:
@@ -347,6 +363,29 @@ class Cluster:
                 places,
             )
         rows = [(topic, [(row[0], errors[topic, row[0]], {}) for row in rows], {}) for topic, rows, _ in request.topics]
+        answer(request.RESPONSE_TYPE(0, rows, {}))
+
+    def _list_transactions(self, node: int, request: Any, answer: Answer) -> None:
+        rows = [
+            (t.id, t.producer, t.state.value, {})
+            for t in self.transactions.all.values()
+            if t.state.value in request.states and self._home("txn", t.id) == node
+        ]
+        answer(request.RESPONSE_TYPE(0, 0, [], rows, {}))
+
+    def _describe_transactions(self, node: int, request: Any, answer: Answer) -> None:
+        rows = []
+        for id in request.transactional_ids:
+            error, t = self._coordinator_error(node, "txn", id), self.transactions.all.get(id)
+            if error or t is None:
+                rows.append((error or UNKNOWN_TRANSACTION, id, "", 0, 0, -1, -1, [], {}))
+                continue
+            topics: dict[str, list[int]] = {}
+            for topic, p in sorted(t.places | {("__consumer_offsets", zlib.crc32(g.encode()) % 50) for g in t.groups}):
+                topics.setdefault(topic, []).append(p)
+            began_ms = int((EPOCH_S + t.began_s) * 1000)
+            places = [(topic, ps, {}) for topic, ps in topics.items()]
+            rows.append((0, id, t.state.value, int(t.timeout_s * 1e3), began_ms, t.producer, t.epoch, places, {}))
         answer(request.RESPONSE_TYPE(0, rows, {}))
 
     # ---- groups
@@ -464,4 +503,6 @@ HANDLERS: dict[int, Callable[[Cluster, int, Any, Answer], None]] = {
     25: Cluster._add_offsets,
     26: Cluster._end,
     28: Cluster._txn_offsets,
+    65: Cluster._describe_transactions,
+    66: Cluster._list_transactions,
 }
