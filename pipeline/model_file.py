@@ -33,6 +33,8 @@ def load_graph(file: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(file))
         onnx.checker.check_model(model)
+    except OSError as error:
+        raise ModelError(f"cannot read {error.filename or file}: {error.strerror or error}") from None
     except Exception as error:  # noqa: BLE001  # protobuf and the checker raise whatever they like
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{file}: not a readable ONNX model ({first}); export it again") from None

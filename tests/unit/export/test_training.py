@@ -135,8 +135,8 @@ def test_a_figure_that_is_not_as_claimed_fails(tmp_path: Path, book: Path, capsy
     assert main(["score", str(folder)]) == 1
     assert "0.002 allowed" in capsys.readouterr().err
     book.write_text(book.read_text(encoding="utf-8") + "more and more", encoding="utf-8")
-    assert main(["score", str(folder)]) == 0
-    assert "nothing to compare" in capsys.readouterr().err
+    assert main(["score", str(folder)]) == 1, "figures that nothing was compared with must not pass"
+    assert "nothing was compared" in capsys.readouterr().err
     (folder / "figures.json").write_text('{"task": "text"}')
     assert main(["score", str(folder)]) == 2
     assert "export the model again" in capsys.readouterr().err
