@@ -152,11 +152,16 @@ async def find_stream(view: View, held: Held, key: bytes, contract: Contract | N
         for k, value in zip(stretch.keys, stretch.values):
             if k == key:
                 last, forgotten = value, value is None
-    if last is None:
-        why = "was forgotten (a tombstone)" if forgotten else f"has no snapshot among the {seen} in the changelog"
+    if forgotten:
         raise UserError(
-            f"stream {show_key(key)!r} {why} of partition {held.partition} of {view.topic}; its records may not be in"
-            " one yet, or its producer has another partitioner than murmur2 (--partition says where it writes)"
+            f"stream {show_key(key)!r} of partition {held.partition} of {view.topic} has ended or expired and is"
+            " forgotten: its next record begins anew"
+        )
+    if last is None:
+        raise UserError(
+            f"stream {show_key(key)!r} has no snapshot among the {seen} of partition {held.partition} of {view.topic}:"
+            " its records are in none yet, or its producer has another partitioner than murmur2 (--partition says"
+            " where it writes)"
         )
     digest, _ = _expected(held, contract)
     told: dict[str, Any] = {
