@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.columns import U8, AnyArray, Changelog
+from pipeline.columns import U8, AnyArray, Changelog, as_list
 from pipeline.contract import Contract
 from pipeline.errors import ConfigError, EddyError, UserError
 from pipeline.model_file import find_model, load_graph, read_contract
@@ -149,7 +149,7 @@ async def find_stream(view: View, held: Held, key: bytes, contract: Contract | N
     seen = 0
     async for stretch in view.stretches(held.partition):
         seen += len(stretch.keys)
-        for k, value in zip(stretch.keys, stretch.values):
+        for k, value in zip(stretch.keys, as_list(stretch.values)):
             if k == key:
                 last, forgotten = value, value is None
     if forgotten:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.streams.snapshots import Restored
 from services.broker import Broker
-from services.state import install
+from services.cli import build_parser
+from services.state import export, install
 from services.state.file import Rows, read_head, read_rows
-from services.state.group import opened
+from services.state.group import Held, View, opened
 from tests.kafka.commands import eddy, one_line, told
 from tests.kafka.harness import Topics, eventually, make_topics, new_seed, produce, workers
 from tests.kafka.reading import Reader, Record, read_all
@@ -259,3 +263,58 @@ async def test_an_import_that_was_cut_off_lets_no_worker_begin_until_it_is_run_a
     found = hashed(served(target, model, 21))
     assert found.pop(b"stray") == rolling_hash_reference(np.array([100])).tolist(), "a stream of the first try was kept"
     assert found == {b"k%d" % i: rolling_hash_reference(np.array([i, 100]))[1:].tolist() for i in range(20)}
+
+
+async def test_a_worker_that_joins_during_an_import_ends_it(small: tuple[Topics, Path, Path], unique: Unique) -> None:
+    """Under the membership of before nothing is committed any more (X1, X15)."""
+    topics, model, file = small
+    target = make_topics(topics.address, unique, 3)
+    head = read_head(file)
+    worker = target.worker(model)
+
+    async def disturbed() -> AsyncIterator[Rows]:
+        lots = read_rows(file, head)
+        yield next(lots)
+        worker.start()
+        await asyncio.to_thread(worker.heard, "assigned partitions")
+        yield next(lots)
+
+    config = Config(
+        bootstrap_servers=topics.address, group=f"{target.input}-g", input=target.input, worker_id=install.WORKER_ID
+    )
+    with workers(later=[worker]):
+        async with opened(topics.address, config.group, target.input, snapshots=False) as view:
+            with pytest.raises(UserError, match="has another member since"):
+                await install.install(view, config, disturbed(), bytes.fromhex(head.digest))
+        assert worker.alive
+        worker.drained()
+    assert not [r for r in read_all(topics.address, f"{config.group}-{target.input}-changelog") if r.value is not None]
+
+
+async def test_states_that_move_while_they_are_read_are_not_exported(
+    small: tuple[Topics, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may run, as long as it commits nothing meanwhile."""
+    topics, model, _ = small
+    worker = topics.worker(model)
+    judged = Reader(topics.address, topics.output)
+    read = export.read_settled
+
+    async def slowly(view: View, of: Held, digest: bytes, row_bytes: int) -> Restored:
+        if of.partition == 1 and not sent:
+            sent.append(produce(topics.address, topics.input, [(b"new", steps(1))]))
+            await asyncio.to_thread(judged.until, 21, of=[worker])
+        return await read(view, of, digest, row_bytes)
+
+    sent: list[int] = []
+    monkeypatch.setattr(export, "read_settled", slowly)
+    arguments = build_parser().parse_args(["state", "export", *of(topics), "--output", str(tmp_path / "moving")])
+    with workers(worker):
+        worker.wait_ready()
+        with pytest.raises(UserError, match="has moved while its states were read"):
+            await asyncio.to_thread(export.export, arguments)
+        assert not (tmp_path / "moving").exists()
+        worker.drained()
+    judged.close()
+    assert await asyncio.to_thread(export.export, arguments) == 0
+    assert sum(len(rows.keys) for rows in read_rows(tmp_path / "moving", read_head(tmp_path / "moving"))) == 21
