@@ -70,7 +70,7 @@ def grouped(stretch: Changelog) -> list[Group]:
 
 
 def merged(groups: list[Group]) -> list[Group]:
-    """One group for each length of values; none of them null."""
+    """One group for each length of values; no nulls: where they are the newest, nothing is left to forget."""
     by_width: dict[int, list[Group]] = {}
     for group in groups:
         if group.values is not None:
@@ -96,11 +96,6 @@ class Block:
     """Where the next block begins in the file."""
     columns: U8
 
-    @property
-    def nulls(self) -> bool:
-        """Tombstones, all of them."""
-        return self.width == NULLS
-
     def offsets(self) -> I64:
         return self.columns[: 8 * self.n].view("<i8").astype(np.int64)
 
@@ -110,7 +105,7 @@ class Block:
         return [blob[a:b] for a, b in zip([0, *ends], ends)]
 
     def values(self) -> Values:
-        if self.nulls:
+        if self.width == NULLS:
             return [None] * self.n
         return self.columns[len(self.columns) - self.n * self.width :].reshape(self.n, self.width)
 

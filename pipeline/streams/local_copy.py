@@ -276,11 +276,7 @@ def _rewrite(old: int, begin: int, end: int, file: FileIO, source: Source, seed:
     newest: dict[bytes, int] = {}
     rows = 0
     for block in _all_blocks(old, begin, end, seed):
-        keys = block.keys()
-        newest.update(zip(keys, range(rows, rows + block.n)))
-        if block.nulls:
-            for key in keys:  # read from its begin, a copy needs no tombstones
-                del newest[key]
+        newest.update(zip(block.keys(), range(rows, rows + block.n)))
         rows += block.n
     live = np.sort(np.fromiter(newest.values(), np.int64, len(newest)))
     size, start, rows = _begin(file, source, seed), 0, 0

@@ -173,6 +173,10 @@ class Tier:
         self._file = _FileRows(row_bytes, directory) if directory is not None else None
         self._streams: dict[int, dict[bytes, int]] = {}
         """Partition -> key -> number."""
+        self._begin()
+        self._nothing = Taken(NONE, NONE, np.empty((0, row_bytes), np.uint8), NONE)
+
+    def _begin(self) -> None:
         self._numbers = _Numbers()
         self._place = NONE.copy()
         """By number: the row in memory, or minus one minus the row in the file."""
@@ -180,7 +184,6 @@ class Tier:
         self._touched = NONE.copy()
         self._tenant = NONE.copy()
         """By row in memory: the number it belongs to, or -1."""
-        self._nothing = Taken(NONE, NONE, np.empty((0, row_bytes), np.uint8), NONE)
 
     def __len__(self) -> int:
         """Streams in it."""
@@ -192,8 +195,9 @@ class Tier:
 
     @property
     def nbytes(self) -> int:
-        """Memory that rows take, bytes."""
-        return int(self._memory.matrix.nbytes)
+        """Memory that it takes beside the keys, bytes."""
+        columns = (self._memory.matrix, self._tenant, self._place, self._applied, self._touched)
+        return sum(int(column.nbytes) for column in columns)
 
     @property
     def file_bytes(self) -> int:
@@ -283,6 +287,7 @@ class Tier:
             self._vacate(numbers)
             self._numbers.give(numbers)
         if not self._streams:
+            self._begin()
             self._memory.clear()
             if self._file is not None:
                 self._file.clear()

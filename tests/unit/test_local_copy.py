@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.columns import Changelog, as_list
@@ -62,6 +64,7 @@ ENTRIES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(ENTRIES, max_size=8), st.sets(st.integers(0, 7)), st.sets(st.integers(0, 7)))
 def test_it_gives_back_what_the_changelog_has(
     tmp_path_factory: pytest.TempPathFactory, log: list[list[Entry]], reopened: set[int], rewritten: set[int]
@@ -130,6 +133,7 @@ def test_a_torn_end_is_cut_to_the_last_whole_stretch_at_every_byte(tmp_path: Pat
         copy = opened(tmp_path)
         got = contents(copy)
         done = sum(size >= s for s in sizes) - 1
+        assert copy.nbytes == file_of(tmp_path).stat().st_size
         assert copy.next_offset == 4 * done
         # Of the stretch that is torn a block may be there already; it is read again from the changelog.
         assert got.keys() >= after(done).keys()
@@ -141,6 +145,7 @@ def test_a_torn_end_is_cut_to_the_last_whole_stretch_at_every_byte(tmp_path: Pat
         again.close()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_wrong_bit_anywhere_costs_only_what_comes_after(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -237,10 +242,36 @@ def test_a_copy_is_void_once_tombstones_may_have_gone_since_it_was_written(tmp_p
     copy.touch()
     assert copy.expired(now, DAY_MS), "as it was when it was opened"
     copy.close()
-    again = opened(tmp_path)
-    assert not again.expired(os.stat(file_of(tmp_path)).st_mtime_ns // 1_000_000, DAY_MS)
-    again.reset()
-    assert not again.expired(os.stat(file_of(tmp_path)).st_mtime_ns // 1_000_000, DAY_MS)
+    copy = opened(tmp_path)
+    assert not copy.expired(file_of(tmp_path).stat().st_mtime_ns // 1_000_000, DAY_MS)
+    copy.close()
+    os.utime(file_of(tmp_path), ns=(0, 0))
+    copy = opened(tmp_path)
+    assert copy.expired(now, DAY_MS)
+    copy.reset()
+    assert not copy.expired(file_of(tmp_path).stat().st_mtime_ns // 1_000_000, DAY_MS)
+
+
+def test_a_file_that_is_replaced_before_it_is_locked_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder puts a rewritten one in its place and goes, between another's opening and locking."""
+    copy = opened(tmp_path)
+    copy.append(stretch([(b"a", b"1"), (b"b", b"2")]))
+    lock = fcntl.flock
+
+    def late(file: FileIO, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        copy.adopt(copy.rewrite())
+        copy.close()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    other = opened(tmp_path)
+    list(other.read())
+    other.append(stretch([(b"b", b"3")], other.next_offset))
+    other.close()
+    assert contents(opened(tmp_path)) == {b"a": b"1", b"b": b"3"}
 
 
 def test_two_processes_do_not_share_a_copy(tmp_path: Path) -> None:
@@ -299,10 +330,13 @@ def test_a_file_rewritten_while_the_copy_began_anew_is_not_taken(tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == [file_of(tmp_path).name]
 
 
-def test_damage_is_not_passed_on_to_the_rewritten_file(tmp_path: Path) -> None:
+def test_damage_is_not_passed_on_to_the_rewritten_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_copy, "SLACK_BYTES", 0)
     sizes = three(tmp_path)
     copy = opened(tmp_path)
     assert contents(copy) == after(3)
+    copy.append(stretch([(b"y", b"1")], copy.next_offset))
+    assert copy.due
     with file_of(tmp_path).open("r+b") as file:
         file.seek(sizes[2] - 1)
         file.write(b"?")
@@ -321,6 +355,15 @@ def test_records_go_in_once_and_in_order(tmp_path: Path) -> None:
     copy.close()
     with pytest.raises(Broken, match="before its end is known"):
         opened(tmp_path).append(stretch([(b"a", b"1")], 2))
+
+
+def test_a_system_that_writes_a_little_at_a_time_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, at: whole(fd, [views[0][:7]], at))
+    three(tmp_path)
+    assert contents(opened(tmp_path)) == after(3)
 
 
 @pytest.fixture
