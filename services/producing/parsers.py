@@ -22,7 +22,8 @@ def add_audio_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=_whole(1000), metavar="HZ", help="samples a second that are written [the model's, else 16000]")
     add("--model", metavar="DIR", help="write what this model hears")
     add("--chunk-ms", type=_positive, default=100.0, metavar="MS", help="sound in one record [100]")
-    add("--silence-ms", type=_whole(0), default=300, metavar="MS", help="of silence behind each file [300]")
+    # More than the head transcribe waits for (0.6 s) before it calls an utterance final.
+    add("--silence-ms", type=_whole(0), default=1000, metavar="MS", help="of silence behind each file [1000]")
     add("--raw-rate", type=_whole(1), metavar="HZ", help="files are raw 16-bit little-endian samples of this rate")
     add("--raw-channels", type=_whole(1), default=1, metavar="N", help="and so many channels [1]")
     _add_common(parser)

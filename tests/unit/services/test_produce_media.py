@@ -61,6 +61,15 @@ def test_a_file_of_any_rate_and_channels_is_pcm_at_the_models_rate(tmp_path: Pat
     assert (rate, channels) != (16000, 1) or (heard == tone(16000, 1)[:, 0]).all()
 
 
+def test_what_is_said_up_to_a_files_end_becomes_final(tmp_path: Path) -> None:
+    """The head transcribe waits for 0.6 s of silence by default."""
+    file = wav_file(tmp_path / "a.wav", 8000, 1)
+    said, silent = joined(sound(file, "--rate", 8000, "--silence-ms", 0)), joined(sound(file, "--rate", 8000))
+    assert (silent[: len(said)] == said).all()
+    assert not silent[len(said) :].any()
+    assert len(silent) - len(said) > 0.6 * 8000
+
+
 def test_records_are_chunks_with_silence_behind_and_the_streams_end(tmp_path: Path) -> None:
     file = wav_file(tmp_path / "a.wav", 8000, 1, 0.25)
     records = sound(file, "--rate", 8000, "--chunk-ms", 100, "--silence-ms", 60, "--end")
