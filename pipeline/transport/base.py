@@ -69,9 +69,9 @@ class Transport(Protocol):
         """Number of partitions of the input topic; known after ``start``."""
 
     @property
-    def changelog_id(self) -> str:
-        """The changelog's topic id, known after ``start``: another topic of that name has another one (X14). "" where
-        the cluster has none."""
+    def changelog_id(self) -> bytes:
+        """The changelog's topic id, 16 bytes, known after ``start``: another topic of that name has another one (X14).
+        Zeros where the cluster has none."""
 
     async def start(self, listener: AssignmentListener) -> None:
         """Connects, checks the topics, makes changelog and dead letters, settles the writer, joins the group.

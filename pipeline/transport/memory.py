@@ -111,7 +111,7 @@ class MemoryTransport:
     """One member and its writer. See ``Transport``."""
 
     name = "memory"
-    changelog_id = ""  # nothing survives the process: there is nothing to tell apart
+    changelog_id = bytes(16)  # nothing survives the process: there is nothing to tell apart
 
     def __init__(self, broker: MemoryBroker, config: Config) -> None:
         self._broker, self._config = broker, config

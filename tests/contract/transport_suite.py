@@ -13,10 +13,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.columns import Committed, source_column
+from pipeline.columns import Changelog, Committed, as_list, source_column
 from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TakeoverError, TopicError
 from pipeline.transport.base import LogRange, Written
 from tests.contract.transport_world import PARTITIONS, WAIT_S, CopyingWorker, Member, World, part, records
+
+
+def rows_of(stretch: Changelog) -> list[tuple[int, bytes, bytes | None]]:
+    """Offset, key and value of each record."""
+    return list(zip(stretch.offsets.tolist(), stretch.keys, as_list(stretch.values), strict=True))
 
 
 class TransportSuite:
@@ -226,7 +231,7 @@ class TransportSuite:
             ]
             stretches = [s async for s in member.transport.changelog(2)]
             assert [k for s in stretches for k in s.keys] == keys[:3]
-            assert [v for s in stretches for v in s.values] == [b"row", b"longer row", b""]
+            assert [v for s in stretches for v in as_list(s.values)] == [b"row", b"longer row", b""]
 
     async def test_an_empty_part_moves_the_offset(self, world: World) -> None:
         async with self.member(world) as member:
@@ -314,7 +319,7 @@ class TransportSuite:
             assert written == {0: Written(0, n)}
             stretches = [s async for s in member.transport.changelog(0)]
         assert [k for s in stretches for k in s.keys] == keys
-        assert [v for s in stretches for v in s.values] == [bytes(row) for row in rows]
+        assert [v for s in stretches for v in as_list(s.values)] == [bytes(row) for row in rows]
         assert np.concatenate([s.offsets for s in stretches]).tolist() == list(range(n))
         for one, after in pairwise(stretches):
             assert one.next_offset <= (int(after.offsets[0]) if len(after.keys) else after.next_offset)
@@ -362,7 +367,7 @@ class TransportSuite:
                 sent += zip(range(where.first, where.next), keys, values)
             for start in (0, 1, n - 1, n, n + 1, 2 * n + 5, sent[-1][0]):
                 stretches = [s async for s in transport.changelog(1, start)]
-                rows = [row for s in stretches for row in zip(s.offsets.tolist(), s.keys, s.values, strict=True)]
+                rows = [row for s in stretches for row in rows_of(s)]
                 assert rows == [row for row in sent if row[0] >= start]
                 assert all(s.offsets.dtype == np.int64 for s in stretches)
             end = stretches[-1].next_offset
@@ -374,6 +379,34 @@ class TransportSuite:
             # Where it went on meanwhile, there is more.
             await transport.commit(membership, [part(1, 9, snapshots=records([b"new"], [b"er"]))])
             assert [k async for s in transport.changelog(1, end) for k in s.keys] == [b"new"]
+
+    async def test_many_changelogs_are_read_at_once(self, world: World) -> None:
+        n, width = 600, 3_000
+        rng = np.random.default_rng(7)
+        async with self.member(world) as member:
+            membership, transport = await member.until_assigned(), member.transport
+            sent: dict[int, list[tuple[bytes | None, bytes]]] = {p: [] for p in range(PARTITIONS)}
+            for turn in range(3):
+                parts = []
+                for p in range(PARTITIONS):
+                    rows = rng.integers(0, 256, (n, width), dtype=np.uint8)
+                    keys: list[bytes | None] = [b"%d-%d" % (turn, i) for i in rng.permutation(n).tolist()]
+                    parts.append(part(p, turn, snapshots=records(keys, rows)))
+                    sent[p] += [(key, bytes(row)) for key, row in zip(keys, rows)]
+                await transport.commit(membership, parts)
+
+            async def read(partition: int, start: int) -> list[tuple[bytes, bytes | None]]:
+                return [row[1:] async for s in transport.changelog(partition, start) for row in rows_of(s)]
+
+            # Two of the same partition too: a takeover that was given up may not have ended yet.
+            tasks = [read(p, 0) for p in range(PARTITIONS)] + [read(2, n // 2)]
+            found = await asyncio.gather(*tasks)
+            assert found[:PARTITIONS] == [sent[p] for p in range(PARTITIONS)]
+            assert found[PARTITIONS] == sent[2][n // 2 :]
+            # Whoever stops in the middle leaves the others alone.
+            giving_up = transport.changelog(0)
+            await anext(aiter(giving_up))
+            assert await read(1, 0) == sent[1]
 
     async def test_an_empty_changelog_ends_at_once(self, world: World) -> None:
         async with self.member(world) as member:

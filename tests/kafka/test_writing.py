@@ -13,7 +13,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from pipeline.columns import Committed, Records, source_column
+from pipeline.columns import Committed, Records, as_list, source_column
 from pipeline.config import Config
 from pipeline.errors import GroupRefused, NotAuthorized, OutcomeUnknown, PartRefused, TopicError, Unreachable
 from pipeline.transport.kafka.client import Client
@@ -172,7 +172,7 @@ async def test_a_row_larger_than_a_megabyte_is_saved_and_restored(world: KafkaWo
     async with member_of(world) as member:
         membership = await member.until_assigned()
         await member.transport.commit(membership, [part(0, 1, snapshots=records([b"a", b"b"], [row, row[::-1]]))])
-        values = [v async for stretch in member.transport.changelog(0) for v in stretch.values]
+        values = [v async for stretch in member.transport.changelog(0) for v in as_list(stretch.values)]
     assert values == [row, row[::-1]]
 
 

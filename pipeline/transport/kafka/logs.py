@@ -6,11 +6,10 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
-from typing import Any
 
+from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED
 from aiokafka.errors import CorruptRecordException
-from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
@@ -21,14 +20,14 @@ from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import DISCONNECTED, RECONNECT_PAUSE_S, Client
 from pipeline.transport.kafka.columns import ColumnRecords
 from pipeline.transport.kafka.dead_owners import DeadOwners
+from pipeline.transport.kafka.fetching import RESTORE, Fetched, LogFetcher
+from pipeline.transport.kafka.stretches import changelogs
 
 log = logging.getLogger(__name__)
 
 EARLIEST, LATEST = -2, -1
-RESTORE_BYTES = 8_388_608
-"""One fetch of a changelog."""
-RESTORE_WAIT_MS = 50
-"""A fetch waits only where an open transaction holds the log back, and others read over the same connection."""
+STUCK_S = 0.02
+"""So often it is looked why nothing comes."""
 
 
 async def offsets_at(
@@ -59,7 +58,8 @@ async def _ask(
     """What one node answers; partitions it does not (yet) lead are left out."""
     request = OffsetRequest(-1, isolation, [(topic, [(partition, which) for partition in partitions])])
     try:
-        reply = await client.send(node, request)
+        # Not behind a fetch, which waits for data.
+        reply = await client.send(node, request, group=ConnectionGroup.COORDINATION)
     except DISCONNECTED as error:
         log.info("offsets of %s at node %d: %r, asking again", topic, node, error)
         return {}
@@ -70,80 +70,97 @@ async def _ask(
 
 
 async def read_changelog(
-    client: Client, topic: str, partition: int, start: int, patience_s: float, owners: DeadOwners | None = None
+    client: Client,
+    topic: str,
+    partition: int,
+    start: int,
+    patience_s: float,
+    owners: DeadOwners | None = None,
+    fetcher: LogFetcher | None = None,
 ) -> AsyncIterator[Changelog]:
-    """``read_log`` of a changelog."""
-    async for segment in read_log(client, topic, partition, start, patience_s, owners):
-        keys: list[Any] = segment.keys  # Eddy writes none without a key, and the broker refuses them of such a topic
-        yield Changelog(keys, segment.values, segment.offsets, segment.next_offset)
+    """A changelog; see ``read_log``. ``fetcher``: of this topic, for many partitions at once."""
+    async for fetched in _read(client, topic, partition, start, patience_s, owners, fetcher):
+        try:
+            for stretch in changelogs(fetched.data, fetched.position, fetched.aborted):
+                yield stretch
+        except CorruptRecordException as error:
+            raise _damaged(topic, partition, fetched.position, error) from error
 
 
-async def read_log(
-    client: Client, topic: str, partition: int, start: int, patience_s: float, owners: DeadOwners | None = None
-) -> AsyncIterator[Segment]:
+async def read_log(client: Client, topic: str, partition: int, start: int, patience_s: float) -> AsyncIterator[Segment]:
     """From ``start``, read committed, until the position has passed the watermark asked for first (X8).
 
-    ``owners``: told while an open transaction holds the log back (X9). Raises OutcomeUnknown when nothing arrives
-    for ``patience_s`` seconds, TimeoutError or KafkaError where the log's ends are not told, NotAuthorized, and
-    TakeoverError for what no repetition helps.
+    Raises OutcomeUnknown when nothing arrives for ``patience_s`` seconds, TimeoutError or KafkaError where the log's
+    ends are not told, NotAuthorized, and TakeoverError for what no repetition helps.
     """
+    place = TopicPartition(topic, partition)
+    async for fetched in _read(client, topic, partition, start, patience_s, None, None):
+        position, aborted = fetched.position, list(fetched.aborted)
+        try:
+            while position < fetched.next_offset:  # once, or again up to a damaged batch
+                records = MemoryRecords(fetched.data)
+                segment: Segment = next(
+                    ColumnRecords(place, records, aborted, position, None, None, True, READ_COMMITTED)
+                )
+                position = segment.next_offset
+                yield segment
+        except CorruptRecordException as error:
+            raise _damaged(topic, partition, position, error) from error
+
+
+def _damaged(topic: str, partition: int, position: int, error: Exception) -> TakeoverError:
+    return TakeoverError(partition, f"{topic} is damaged after offset {position}: {error}")
+
+
+async def _read(
+    client: Client,
+    topic: str,
+    partition: int,
+    start: int,
+    patience_s: float,
+    owners: DeadOwners | None,
+    fetcher: LogFetcher | None,
+) -> AsyncIterator[Fetched]:
+    """``owners``: told while an open transaction holds the log back (X9)."""
     # Read uncommitted: behind an open transaction of a dead owner there may be snapshots that count.
-    watermark = (await offsets_at(client, topic, [partition], LATEST, committed=False))[partition]
-    begin = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
+    ends, starts = await asyncio.gather(
+        offsets_at(client, topic, [partition], LATEST, committed=False),
+        offsets_at(client, topic, [partition], EARLIEST, committed=False),
+    )
+    watermark = ends[partition]
     if start > watermark:
         raise TakeoverError(partition, f"{topic} ends at {watermark}, before {start}: it was made anew")
-    position = max(start, begin)
+    position = max(start, starts[partition])
+    if position >= watermark:
+        return
+    fetching = fetcher if fetcher is not None else LogFetcher(client, topic, RESTORE)
+    cursor = fetching.open(partition, position)
     clock = asyncio.get_running_loop().time
     heard, watch = clock(), None
-    while position < watermark:
-        fields = await _fetch(client, topic, partition, position)
-        code = fields[1] if fields is not None else None
-        if code == wire.OFFSET_OUT_OF_RANGE:
-            # The cleaner may have removed the first segment after we had asked where the log begins.
-            position = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
-        elif code in wire.NOT_AUTHORIZED:
-            raise NotAuthorized(f"not authorized: allow Read on the topic {topic!r}")
-        elif code and code not in wire.LEADER_RETRY:
-            raise TakeoverError(partition, f"{topic} cannot be read: error {code}")
-        if code is None or code:
-            await asyncio.gather(client.force_metadata_update(), asyncio.sleep(RECONNECT_PAUSE_S))
-        elif fields is not None:
-            stretch = _unpack(topic, partition, position, fields)
-            if stretch.next_offset > position:
-                position, heard, watch = stretch.next_offset, clock(), None
-                yield stretch
-            elif owners is not None:
-                watch = watch or owners.watch((topic, partition))
-                await watch.waiting()
-        if clock() - heard > patience_s:
-            raise OutcomeUnknown(
-                f"{topic}-{partition} is held back at offset {position} of {watermark} by an open transaction, or its"
-                f" leader is away: nothing for {patience_s:g} s"
-            )
-
-
-async def _fetch(client: Client, topic: str, partition: int, position: int) -> Any:
-    """The answer's fields for the partition; None where no answer came."""
-    request = FetchRequest(
-        RESTORE_WAIT_MS, 1, RESTORE_BYTES, READ_COMMITTED, [(topic, [(partition, position, RESTORE_BYTES)])]
-    )
     try:
-        async with asyncio.timeout(client.limit_s):
-            reply = await client.send(await client.find_leader(topic, partition), request)
-    except (*DISCONNECTED, TimeoutError) as error:
-        log.info("reading %s-%d: %r, asking again", topic, partition, error)
-        return None
-    return next(fields for _, of_topic in reply.topics for fields in of_topic)
-
-
-def _unpack(topic: str, partition: int, position: int, fields: Any) -> Segment:
-    """What was fetched from ``position`` on, which may be nothing."""
-    aborted, data = fields[-3] if len(fields) > 7 else fields[-2], fields[-1]
-    tp = TopicPartition(topic, partition)
-    records = MemoryRecords(data or b"")
-    try:
-        segment: Segment = next(ColumnRecords(tp, records, aborted, position, None, None, True, READ_COMMITTED))
-    except CorruptRecordException as error:
-        raise TakeoverError(partition, f"{topic} is damaged after offset {position}: {error}") from error
-    return segment
-    return segment
+        while position < watermark:
+            fetched = await cursor.next(STUCK_S)
+            if fetched is None:
+                if owners is not None:
+                    watch = watch or owners.watch((topic, partition))
+                    await watch.waiting()
+                if clock() - heard > patience_s:
+                    raise OutcomeUnknown(
+                        f"{topic}-{partition} is held back at offset {position} of {watermark} by an open transaction,"
+                        f" or its leader is away: nothing for {patience_s:g} s"
+                    )
+            elif fetched.code == wire.OFFSET_OUT_OF_RANGE:
+                # The cleaner may have removed the first segment after we had asked where the log begins.
+                position = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
+                cursor.seek(position)
+            elif fetched.code in wire.NOT_AUTHORIZED:
+                raise NotAuthorized(f"not authorized: allow Read on the topic {topic!r}")
+            elif fetched.code:
+                raise TakeoverError(partition, f"{topic} cannot be read: error {fetched.code}")
+            else:
+                position, heard, watch = fetched.next_offset, clock(), None
+                yield fetched
+    finally:
+        fetching.shut(cursor)
+        if fetcher is None:
+            await fetching.close()

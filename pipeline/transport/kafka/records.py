@@ -31,13 +31,15 @@ _ENCODE: dict[int, Callable[[bytes], bytes]] = {1: gzip_encode, 2: snappy_encode
 
 # offset, length, leader epoch, magic, crc | attributes, last offset delta, first and largest timestamp, producer id,
 # producer epoch, base sequence, count
-_HEADER = struct.Struct(">qiibIhiqqqhii")
+HEADER = struct.Struct(">qiibIhiqqqhii")
 _PRODUCER = struct.Struct(">qhi")
 _TIMES = struct.Struct(">qq")
-_CRC_AT, _CHECKED_FROM, _TIMES_AT, _PRODUCER_AT = 17, 21, 27, 43
+_CRC_AT, CHECKED_FROM, _TIMES_AT, _PRODUCER_AT = 17, 21, 27, 43
 _ATTRIBUTES_AT = 22
 """The low one of their two bytes."""
-_MAGIC, _TRANSACTIONAL = 2, 0x10
+_MAGIC = 2
+CODEC, TRANSACTIONAL, CONTROL = 0x07, 0x10, 0x20
+"""Of a batch's attributes."""
 
 
 class Batch:
@@ -54,10 +56,10 @@ class Batch:
 
     def signed(self, producer_id: int, producer_epoch: int, base_sequence: int, transactional: bool = True) -> bytes:
         """The batch as it goes over the wire. May be called again, with the same or another producer."""
-        self._buffer[_ATTRIBUTES_AT] &= ~_TRANSACTIONAL
-        self._buffer[_ATTRIBUTES_AT] |= _TRANSACTIONAL * transactional
+        self._buffer[_ATTRIBUTES_AT] &= ~TRANSACTIONAL
+        self._buffer[_ATTRIBUTES_AT] |= TRANSACTIONAL * transactional
         _PRODUCER.pack_into(self._buffer, _PRODUCER_AT, producer_id, producer_epoch, base_sequence)
-        crc = calc_crc32c(memoryview(self._buffer)[_CHECKED_FROM:])  # type: ignore[arg-type]
+        crc = calc_crc32c(memoryview(self._buffer)[CHECKED_FROM:])  # type: ignore[arg-type]
         struct.pack_into(">I", self._buffer, _CRC_AT, crc)
         return bytes(self._buffer)
 
@@ -105,15 +107,15 @@ def _by_column(records: Records, lengths: I64, shapes: I64, codec: int, limit: i
     ends = np.cumsum(lengths + overhead)
     i, n = 0, len(records)
     while i < n:
-        room = (int(ends[i - 1]) if i else 0) + limit - _HEADER.size
+        room = (int(ends[i - 1]) if i else 0) + limit - HEADER.size
         j = max(i + 1, int(np.searchsorted(ends, room, side="right")))
         times = records.timestamps[i:j]
         columns = varint_column(times - times[0]), varint_column(np.arange(j - i))
         which = shapes[i:j]
         if (which == which[0]).all():
             pieces = _pieces(records, slice(i, j), *columns)
-            buffer = bytearray(_HEADER.size + (j - i) * _width(pieces))
-            _fill(np.frombuffer(buffer, np.uint8, offset=_HEADER.size).reshape(j - i, -1), pieces)
+            buffer = bytearray(HEADER.size + (j - i) * _width(pieces))
+            _fill(np.frombuffer(buffer, np.uint8, offset=HEADER.size).reshape(j - i, -1), pieces)
         else:
             woven = np.empty(j - i, object)
             for shape in np.unique(which):
@@ -123,7 +125,7 @@ def _by_column(records: Records, lengths: I64, shapes: I64, codec: int, limit: i
                 _fill(rows, pieces)
                 blob, width = rows.tobytes(), rows.shape[1]
                 woven[at] = [blob[k : k + width] for k in range(0, len(blob), width)]
-            buffer = bytearray(_HEADER.size) + b"".join(woven.tolist())
+            buffer = bytearray(HEADER.size) + b"".join(woven.tolist())
         yield _batch(buffer, j - i, int(times[0]), int(times.max()), codec)
         i = j
 
@@ -206,13 +208,13 @@ def _headers(records: Records) -> list[list[tuple[str, bytes | None]]]:
 
 def _batch(buffer: bytearray, count: int, first_time: int, largest_time: int, codec: int) -> Batch:
     """``buffer``: room for the header, then the records."""
-    attributes = _TRANSACTIONAL
+    attributes = TRANSACTIONAL
     if codec:
-        packed = _ENCODE[codec](bytes(memoryview(buffer)[_HEADER.size :]))
-        if len(packed) < len(buffer) - _HEADER.size:
-            buffer, attributes = bytearray(_HEADER.size) + packed, attributes | codec
+        packed = _ENCODE[codec](bytes(memoryview(buffer)[HEADER.size :]))
+        if len(packed) < len(buffer) - HEADER.size:
+            buffer, attributes = bytearray(HEADER.size) + packed, attributes | codec
     head = (len(buffer) - 12, -1, _MAGIC, 0, attributes, count - 1, first_time, largest_time, -1, -1, 0, count)
-    _HEADER.pack_into(buffer, 0, 0, *head)
+    HEADER.pack_into(buffer, 0, 0, *head)
     return Batch(buffer, count)
 
 

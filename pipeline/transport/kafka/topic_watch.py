@@ -42,10 +42,9 @@ class TopicWatch:
         self._ids: dict[str, UUID] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def id_of(self, role: str) -> str:
-        """The id of a topic as it was at the beginning; "" where the broker has none (before 2.8)."""
-        found = self._ids.get(self._topics[role], NO_ID)
-        return "" if found == NO_ID else str(found)
+    def id_of(self, role: str) -> bytes:
+        """The id of a topic as it was at the beginning, 16 bytes; zeros where the broker has none (before 2.8)."""
+        return self._ids.get(self._topics[role], NO_ID).bytes
 
     async def begin(self) -> None:
         """The caller bounds the time. Raises KafkaError."""

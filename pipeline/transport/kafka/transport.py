@@ -24,6 +24,7 @@ from pipeline.transport.base import AssignmentListener, LogRange, Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client, unreachable
 from pipeline.transport.kafka.dead_owners import DeadOwners
+from pipeline.transport.kafka.fetching import RESTORE, LogFetcher
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at, read_changelog
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
@@ -62,6 +63,7 @@ class _Open:
     publisher: Publisher
     dead_owners: DeadOwners
     topics: TopicWatch
+    restorer: LogFetcher
 
     @staticmethod
     def of(config: Config, listener: AssignmentListener) -> _Open:
@@ -81,19 +83,22 @@ class _Open:
         }
         written = (config.output, config.dead_letters, config.changelog)
         reader = Reader(config, reading, listener)
+        restoring = Client(servers, name, config.request_timeout_ms)
         return _Open(
             reading,
             writing,
-            Client(servers, name, config.request_timeout_ms),
+            restoring,
             reader,
             Writer(writing, lane, config.input, written, config.transaction_timeout_ms, config.compression),
             Publisher(writing, config.output, config.compression),
             DeadOwners(writing, lanes, lane, written, config.transaction_timeout_ms),
             TopicWatch(writing, topics, reader.lose),
+            LogFetcher(restoring, config.changelog, RESTORE),
         )
 
     async def close(self) -> None:
         await self.topics.stop()
+        await self.restorer.close()
         await self.reader.stop()
         await asyncio.gather(self.reading.shut(), self.writing.shut(), self.restoring.shut())
 
@@ -154,7 +159,7 @@ class KafkaTransport:
         it.reader.join(self._partitions)
 
     @property
-    def changelog_id(self) -> str:
+    def changelog_id(self) -> bytes:
         """See Transport.changelog_id."""
         return self._opened.topics.id_of("changelog")
 
@@ -246,9 +251,11 @@ class KafkaTransport:
         """See Transport.changelog. Raises OutcomeUnknown past the time limit, TakeoverError for what cannot be read."""
         topic = self._config.changelog
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
-        owners = self._opened.dead_owners
+        it = self._opened
         try:
-            async for stretch in read_changelog(self._opened.restoring, topic, partition, start, patience_s, owners):
+            async for stretch in read_changelog(
+                it.writing, topic, partition, start, patience_s, it.dead_owners, it.restorer
+            ):
                 yield stretch
         except (TimeoutError, KafkaError) as error:
             raise OutcomeUnknown(f"{topic}-{partition} cannot be read yet: {error!r}") from error
