@@ -97,6 +97,22 @@ class Segment:
         )
         return first, rest
 
+    def pick(self, which: Sequence[int]) -> Segment:
+        """Some of its records, by index, in this order."""
+        values = [self.values[i] for i in which]
+        return Segment(
+            self.partition,
+            [self.keys[i] for i in which],
+            values,
+            self.offsets[which],
+            self.timestamps[which],
+            self.next_offset,
+            [self.headers[i] for i in which] if self.headers is not None else None,
+            sum(map(len, filter(None, values))),
+            self.fetched_s,
+            [self.ahead[i] for i in which] if self.ahead is not None else None,
+        )
+
     @staticmethod
     def join(segments: Sequence[Segment]) -> Segment:
         """One partition's stretches, at least one, each beginning where the one before it ends."""

@@ -61,6 +61,39 @@ class Config:
     queue_bytes: int = setting(67_108_864, "fetched but not yet committed, of all partitions, bytes", low=65_536)
     fetch_max_bytes: int = setting(16_777_216, "one fetch from one broker, bytes", low=1024)
     max_partition_fetch_bytes: int = setting(1_048_576, "one fetch of one partition, bytes", low=1024)
+    processing_guarantee: str = setting(
+        "exactly_once",
+        "at_least_once shows outputs sooner, and may show some of them twice after a failure",
+        choices=("exactly_once", "at_least_once"),
+    )
+    snapshot_interval_ms: float = setting(
+        10_000.0, "a stream's state is saved so long after it changed; 0: with every commit, milliseconds", low=0
+    )
+    snapshot_bytes_per_second: float = setting(
+        20_000_000.0, "saved at most, of states that need not be saved at once; wins over the interval", low=1
+    )
+    snapshot_compression: str = setting("lz4", "of snapshots", choices=("none", "gzip", "snappy", "lz4", "zstd"))
+    bad_snapshot: str = setting(
+        "fail",
+        "a snapshot that is damaged or of another model: its partition stops, or its stream begins anew",
+        choices=("fail", "reset"),
+    )
+    generate_flush_ms: float = setting(
+        20.0, "pieces of generations that go on are committed so far apart, at the least, milliseconds", low=0
+    )
+    on_input: str = setting(
+        "wait",
+        "a record for a stream that generates: waits, or cuts the generation short",
+        choices=("wait", "interrupt"),
+    )
+    host_bytes: int = setting(1_073_741_824, "memory for streams that have no slot just now, bytes", low=1024)
+    state_directory: str = setting("", "where streams go that fit in neither; empty: memory only")
+    state_ttl_s: float = setting(0.0, "a stream without records for so long is forgotten; 0: never, seconds", low=0)
+    max_stall_s: float = setting(
+        120.0,
+        "a worker that gets nothing committed for so long ends; a stream that holds its partition is named",
+        low=1,
+    )
     commit_interval_ms: float = setting(0.0, "least time between two commits, milliseconds", low=0)
     transaction_timeout_ms: int = setting(10_000, "after this the broker aborts a dead worker's transaction", low=1000)
     request_timeout_ms: int = setting(10_000, "one request to a broker", low=100)

@@ -22,6 +22,7 @@
     ├── TierFull                 streams without a slot fit neither in memory nor on disk
     ├── LocalCopyFailed          a local copy of a changelog cannot be kept; all goes on without it
     ├── EngineFailed             the model raised while running; names the partitions whose rows are torn
+    ├── Stalled                  the worker gets nothing done; its supervisor is to start it again
     └── Broken                   an invariant of Eddy's own does not hold: a bug, please report
 """
 
@@ -128,6 +129,10 @@ class EngineFailed(EddyError):
     def __init__(self, message: str, partitions: Iterable[int]) -> None:
         super().__init__(message)
         self.partitions = frozenset(partitions)
+
+
+class Stalled(EddyError):
+    """Nothing could be committed for ``max_stall``: the worker ends, so that its supervisor starts another."""
 
 
 class Broken(EddyError):

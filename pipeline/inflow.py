@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from pipeline.ahead import Ahead
-from pipeline.metrics import Metrics
 from pipeline.ownership import Ownership
 from pipeline.partition import Memory
 from pipeline.transport.base import Transport
@@ -23,12 +24,11 @@ class Inflow:
         self,
         transport: Transport,
         ownership: Ownership,
-        metrics: Metrics,
         bound: Callable[[Sequence[Memory]], int],
         ahead: Ahead | None,
         arrived: Callable[[], None],
     ) -> None:
-        self._transport, self._ownership, self._metrics = transport, ownership, metrics
+        self._transport, self._ownership = transport, ownership
         self._bound, self._ahead, self._arrived = bound, ahead, arrived
         self.paused: set[int] = set()
         """Partitions whose backlog is full."""
@@ -37,14 +37,18 @@ class Inflow:
         loop = asyncio.get_running_loop()
         while not stopping.is_set():
             segments = await self._transport.fetch(FETCH_S)
-            for segment in segments:
+            for fetched in segments:
+                segment = fetched
                 memory = self._ownership.memory(segment.partition)
                 if memory is None:
                     continue
+                if segment.next_offset <= memory.fetched:
+                    continue
+                known = int(np.searchsorted(segment.offsets, memory.fetched))
+                if known:
+                    segment = segment.cut(known)[1]  # fetched before a rebalance moved the position
+                memory.fetched = segment.next_offset
                 segment.fetched_s = loop.time()
-                below = int((segment.offsets < memory.committed).sum()) if len(segment) else 0
-                if below:
-                    self._metrics.replay(replayed=below)
                 if self._ahead is not None:
                     self._ahead.offer(memory, segment)
                 else:

@@ -1,12 +1,13 @@
 """From fetched segments to a poll with its calls bound: slots, decode, plan.
 
-Nothing here happens per record where an array will do; the exceptions (ended streams, dead letters, new prompts) are
-named at their place. Runs on the event loop, without a clock and without I/O.
+Nothing here happens per record where an array will do; the exceptions (ended streams, dead letters, new prompts,
+records that wait for others of their stream, a replay) are named at their place. Runs on the event loop, without a
+clock and without I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +20,11 @@ from pipeline.engine import Engine
 from pipeline.engine.graph import SCRATCH
 from pipeline.errors import RecordError
 from pipeline.heads import Head
+from pipeline.mark import Progress, contains
+from pipeline.order import Turn
 from pipeline.partition import Memory
 from pipeline.poll import Poll, Share
+from pipeline.residency import Residency
 from pipeline.scheduler import Limits, plan
 from pipeline.streams.slots import Slots
 
@@ -45,86 +49,107 @@ class Intake:
         head: Head,
         engine: Engine,
         slots: Slots,
+        residency: Residency,
         limits: Limits,
         record_bytes_max: int,
+        *,
+        saves_all: bool,
     ) -> None:
+        """``saves_all``: every poll snapshots all streams that it advances."""
         self._contract, self._codec, self._head, self._engine = contract, codec, head, engine
-        self._slots, self._limits = slots, limits
+        self._slots, self._residency, self._limits = slots, residency, limits
+        self.binds = head.choices != "none" or codec.choices != "none"
+        """What is shown is a choice (X7)."""
+        self._saves_all = saves_all or self.binds
+        self._number = 0
         self._record_bytes_max = record_bytes_max
         self.poll_steps = codec.poll_steps
         self._given = Given(contract) if contract.stream_constants else None
         self.poison: dict[tuple[int, int], str] = {}
         """(partition, offset) of records whose own run failed, and how (X11)."""
 
-    def admit(self, memories: Sequence[tuple[Memory, Segment]], feeding: Sequence[Memory], fed_max: int) -> Poll | None:
-        """Takes what can be taken of these segments, and a step of ``fed_max`` streams of ``feeding`` that generate.
+    def admit(
+        self,
+        turns: Sequence[Turn],
+        feeding: Sequence[Memory],
+        fed_max: int,
+        saving: Sequence[tuple[Memory, I64]],
+        now_ms: int,
+    ) -> Poll | None:
+        """Takes what can be taken of these turns, a step of ``fed_max`` streams of ``feeding`` that generate, and
+        snapshots of ``saving``, slots whose turn it is (X5).
 
-        What cannot be taken goes back to its backlog, and ``blocked`` says why. None when nothing could be taken.
+        What cannot be taken goes back to where it waited, and ``blocked`` says why. None when nothing could be taken.
         """
+        self._number += 1
+        for _, slots in saving:
+            self._slots.poll[slots] = self._number  # none of them may leave the arena for what comes now
         taken: list[_Taken] = []
         shares: dict[int, Share] = {}
         at = 0
-        for memory, segment in memories:
-            t = self._take(memory, segment)
-            if t is None:
+        for turn in turns:
+            of_turn = self._take(turn)
+            if not of_turn:
                 continue
-            n = len(t.segment)
-            size = t.segment.nbytes
+            memory = turn.memory
+            n = sum(len(t.segment) for t in of_turn)
+            size = sum(t.segment.nbytes for t in of_turn)
             memory.uncommitted_bytes += size
-            memory.admitted = t.segment.next_offset
-            shares[memory.partition] = Share(
-                memory, at, at + n, t.segment.next_offset, size, t.segment.value_bytes, t.segment.fetched_s
-            )
-            taken.append(t)
+            shares[memory.partition] = self._share(memory, at, at + n, size)
+            shares[memory.partition].value_bytes = sum(t.segment.value_bytes for t in of_turn)
+            shares[memory.partition].fetched_s = of_turn[-1].segment.fetched_s
+            taken += of_turn
             at += n
         fed = self._feed(feeding, shares, fed_max)
+        for memory, _ in saving:
+            if memory.partition not in shares:
+                shares[memory.partition] = self._share(memory, 0, 0, 0)
         if not shares:
             return None
         for share in shares.values():
             share.memory.in_flight += 1
-        return self._assemble(list(shares.values()), taken, fed)
+        return self._assemble(list(shares.values()), taken, fed, {m.partition: s for m, s in saving}, now_ms)
 
-    def _take(self, memory: Memory, segment: Segment) -> _Taken | None:
-        """Slots for a segment's records; cuts it where a stream must wait."""
-        if self._head.generates:
-            cut = self._first_busy(memory, segment)
-            if cut < len(segment):
-                memory.blocked = "generation"
-                segment, rest = segment.cut(cut)
-                memory.give_back(rest)
-                if not len(segment):
-                    return None
-        if not len(segment):
-            return _Taken(segment, np.empty(0, np.int64))
-        return self._look_up(memory, segment)
+    @staticmethod
+    def _share(memory: Memory, a: int, b: int, size: int) -> Share:
+        return Share(memory, a, b, Progress(memory.admitted, memory.aside.runs), memory.admitted, size)
 
-    def _first_busy(self, memory: Memory, segment: Segment) -> int:
-        """The first record whose stream generates, or has a record before it here: it waits for the generation.
+    def _take(self, turn: Turn) -> list[_Taken]:
+        """Slots for a turn's records: first those that were set aside, then those of the stretch."""
+        memory = turn.memory
+        found: list[_Taken] = []
+        for key, segment in turn.aside:
+            taken, n = self._look_up(memory, segment)
+            if n < len(segment):
+                memory.aside.give_back(key, segment.cut(n)[1])
+            if n:
+                found.append(taken)
+        chosen = turn.chosen()
+        if chosen is None:
+            return found
+        if not len(chosen):
+            turn.settle(0)
+            found.append(_Taken(chosen, np.empty(0, np.int64)))
+            return found
+        taken, n = self._look_up(memory, chosen)
+        turn.settle(n)
+        if n:
+            found.append(taken)
+        return found
 
-        Per record in Python: a prompt costs hundreds of steps, this costs a tenth of one.
-        """
-        seen: set[bytes] = set()
-        for i, key in enumerate(segment.keys):
-            if key is None:
-                continue
-            slot = memory.index.get(key)
-            if key in seen or (slot is not None and self._slots.busy[slot]):
-                return i
-            seen.add(key)
-        return len(segment)
-
-    def _look_up(self, memory: Memory, segment: Segment) -> _Taken | None:
+    def _look_up(self, memory: Memory, segment: Segment) -> tuple[_Taken, int]:
+        """Slots of the first records, and of how many: for those after them there was none."""
         n = len(segment)
         odd = self._odd(segment)
         if not odd:
-            slots = self._slots.lookup(memory.index, segment.keys)  # type: ignore[arg-type]  # none is None
-            return self._cut(memory, segment, _Taken(segment, slots), len(slots))
+            slots = self._where(memory, segment.keys)  # type: ignore[arg-type]  # none is None
+            return self._cut(memory, _Taken(segment, slots), len(slots))
         # Records without key or value, or that are refused: between them, stretches that go by columns.
         taken = _Taken(segment, np.zeros(n, np.int64))
         done = 0
         for i in [*sorted(odd), n]:
             if i > done:
-                slots = self._slots.lookup(memory.index, segment.keys[done:i])  # type: ignore[arg-type]
+                slots = self._where(memory, segment.keys[done:i])  # type: ignore[arg-type]
                 taken.slots[done : done + len(slots)] = slots
                 done += len(slots)
                 if done < i:
@@ -138,13 +163,16 @@ class Intake:
                     taken.failed[i] = (error, key, value)
             elif error is not None:
                 if key is not None:
-                    slot = self._slots.lookup(memory.index, [key])
+                    slot = self._where(memory, [key])
                     if not len(slot):
                         break
                     taken.slots[i] = slot[0]
                 taken.failed[i] = (error, key, value)
             done = i + 1
-        return self._cut(memory, segment, taken, done)
+        return self._cut(memory, taken, done)
+
+    def _where(self, memory: Memory, keys: list[bytes]) -> I64:
+        return self._residency.lookup(memory, keys, self._number)
 
     def _odd(self, segment: Segment) -> dict[int, RecordError | None]:
         """Records that are not simply decoded: dead letters with their reason, ends of streams with None."""
@@ -166,28 +194,33 @@ class Intake:
                 if key is None:
                     odd[i] = RecordError("no-key", "a record without a key belongs to no stream; produce it with a key")
         for (partition, offset), why in self.poison.items():
-            i = int(np.searchsorted(segment.offsets, offset))
-            if partition == segment.partition and i < len(segment) and segment.offsets[i] == offset:
-                odd[i] = RecordError("engine", f"the model failed on this record alone: {why}")
+            if partition == segment.partition:
+                for i in np.flatnonzero(segment.offsets == offset).tolist():
+                    odd[i] = RecordError("engine", f"the model failed on this record alone: {why}")
         return odd
 
     def _end(self, memory: Memory, taken: _Taken, i: int, key: bytes) -> None:
         """A null value ends the stream; its slot is released when this poll is finished. A stream that is not known has
         nothing to end."""
-        slot = memory.index.pop(key, None)
+        slot = memory.index.get(key)
+        if slot is None and (memory.partition, key) in memory.tier:
+            found = self._where(memory, [key])
+            slot = int(found[0]) if len(found) else None
         if slot is not None:
+            del memory.index[key]
+            self._slots.ending[slot] = True
+            self._slots.poll[slot] = self._number
             taken.slots[i] = slot
             taken.ended.append(i)
 
-    def _cut(self, memory: Memory, segment: Segment, taken: _Taken, n: int) -> _Taken | None:
-        """Keeps the first ``n`` records: for those after them there was no slot."""
-        if n == len(segment):
-            return taken
-        memory.blocked = "slots"
-        taken.segment, rest = segment.cut(n)
-        taken.slots = taken.slots[:n]
-        memory.give_back(rest)
-        return taken if n else None
+    @staticmethod
+    def _cut(memory: Memory, taken: _Taken, n: int) -> tuple[_Taken, int]:
+        """Keeps the first ``n`` records."""
+        if n < len(taken.segment):
+            memory.blocked = "slots"
+            taken.segment = taken.segment.cut(n)[0]
+            taken.slots = taken.slots[:n]
+        return taken, n
 
     def _feed(self, feeding: Sequence[Memory], shares: dict[int, Share], fed_max: int) -> I64:
         fed: list[I64] = []
@@ -197,18 +230,25 @@ class Intake:
             if not memory.feedable or not room:
                 continue
             slots = np.concatenate(memory.feedable)
+            # A record of this poll may have cut a generation short.
+            slots = slots[self._slots.poll[slots] < self._number]
             # Those that do not fit are the first of the next poll.
             slots, rest = slots[:room], slots[room:]
             memory.feedable = [rest] if len(rest) else []
             share = shares.get(memory.partition)
+            if not len(slots):
+                continue
+            self._slots.poll[slots] = self._number
             if share is None:
-                share = shares[memory.partition] = Share(memory, 0, 0, memory.admitted, 0)
+                share = shares[memory.partition] = self._share(memory, 0, 0, 0)
             share.fed_a, share.fed_b = at, at + len(slots)
             at += len(slots)
             fed.append(slots)
         return np.concatenate(fed) if fed else np.empty(0, np.int64)
 
-    def _assemble(self, shares: list[Share], taken: list[_Taken], fed: I64) -> Poll:
+    def _assemble(
+        self, shares: list[Share], taken: list[_Taken], fed: I64, saving: Mapping[int, I64], now_ms: int
+    ) -> Poll:
         """One set of columns over all segments; decode, plan, bind."""
         segments = [t.segment for t in taken]
         keys = [k for s in segments for k in s.keys]
@@ -224,7 +264,10 @@ class Intake:
         ended[[at + i for t, at in zip(taken, starts) for i in t.ended]] = True
         nulls = [i for i, v in enumerate(values) if v is None] if None in values else []
         self._take_given(keys, values, slots, headers, failed)
+        hidden = self._hidden(shares, offsets)
         counts, columns = self._decode(keys, values, slots, failed, nulls, ended, join_ahead(segments))
+        if hidden is not None:
+            self._no_choice(shares, hidden, slots, offsets, failed)
         if self._head.generates:
             self._slots.busy[slots] = True
             self._slots.busy[SCRATCH] = False
@@ -236,10 +279,11 @@ class Intake:
             columns = tuple(np.concatenate([c, f.astype(c.dtype, copy=False)]) for c, f in zip(columns, inputs))
             record_slots = np.concatenate([record_slots, fed])
         kept, n_kept = self._kept(counts, len(fed))
-        advanced = self._advance(shares, slots, offsets, ended, fed)
+        advanced, saved = self._advance(shares, slots, offsets, ended, fed, failed, saving)
+        self._slots.touched_ms[slots] = now_ms
         calls = plan(record_slots, self._limits, self._engine.threads)
         run = self._engine.prepare(
-            calls, columns, steps + len(fed), self._slots.fresh, kept, n_kept, advanced, self._slots.given
+            calls, columns, steps + len(fed), self._slots.fresh, kept, n_kept, saved, self._slots.given
         )
         # A stream without a step yet (half a character, a dead letter) has no row either: it gets the initial one.
         untouched = advanced[self._slots.fresh[advanced]]
@@ -257,11 +301,44 @@ class Intake:
             counts,
             failed,
             fed,
-            advanced,
-            self._slots.applied[advanced],
-            self._slots.codec[advanced],
+            hidden,
+            saved,
+            self._saves_all,
+            self._slots.applied[saved],
+            self._slots.codec[saved],
+            self._number,
             run,
         )
+
+    def _hidden(self, shares: list[Share], offsets: I64) -> Bools | None:
+        """Records that were done before the takeover: applied again, their outputs are out already (X8)."""
+        hidden: Bools | None = None
+        for share in shares:
+            if share.memory.replay and share.b > share.a:
+                done = contains(share.memory.replay, offsets[share.a : share.b])
+                if done.any():
+                    hidden = np.zeros(len(offsets), np.bool_) if hidden is None else hidden
+                    hidden[share.a : share.b] = done
+        return hidden
+
+    def _no_choice(
+        self,
+        shares: list[Share],
+        hidden: Bools,
+        slots: I64,
+        offsets: I64,
+        failed: dict[int, tuple[RecordError, bytes | None, bytes | None]],
+    ) -> None:
+        """A choice that was shown stands in the snapshot that was shown with it (X7): none is made again. Records
+        without a key belong to no stream, and are choices of none."""
+        for share in shares:
+            mine = np.flatnonzero(hidden[share.a : share.b]) + share.a
+            odd = [i for i in mine.tolist() if slots[i] != SCRATCH and (self.binds or i in failed)]
+            if odd:
+                share.problem = (
+                    f"record {int(offsets[odd[0]])} was done before, and what was shown of it was a choice that no"
+                    " snapshot of its stream includes: the changelog has lost records"
+                )
 
     def _take_given(
         self,
@@ -332,32 +409,61 @@ class Intake:
         kept[steps:] = len(counts) + np.arange(fed)
         return kept, len(counts) + fed
 
-    def _advance(self, shares: list[Share], slots: I64, offsets: I64, ended: Bools, fed: I64) -> I64:
-        """Moves A of every stream the poll advances; returns their slots, each once, without those that end.
+    def _advance(
+        self,
+        shares: list[Share],
+        slots: I64,
+        offsets: I64,
+        ended: Bools,
+        fed: I64,
+        failed: Mapping[int, object],
+        saving: Mapping[int, I64],
+    ) -> tuple[I64, I64]:
+        """Moves A of every stream the poll advances; returns their slots, each once, without those that end, and the
+        slots to snapshot: where a choice binds those that it advances (X7), and those whose turn it is.
 
         A stream belongs to one partition, so partition by partition: each one's snapshots are then a mere stretch.
         """
         self._slots.applied[slots] = offsets  # a stream's last record wins: numpy assigns in order
         any_ended = bool(ended.any())
+        dead = np.zeros(len(slots), np.bool_)
+        dead[list(failed)] = True
         moved: list[I64] = []
+        saved: list[I64] = []
         at = 0
         for share in shares:
             mine = slots[share.a : share.b]
             ends = mine[:0]
+            bound = mine[dead[share.a : share.b]] if failed else ends
             if any_ended:
                 gone = ended[share.a : share.b]
                 mine, ends = mine[~gone], mine[gone]
             if share.fed_b > share.fed_a:
                 mine = np.concatenate([mine, fed[share.fed_a : share.fed_b]])
-            mine = np.unique(mine)
-            if len(ends):
-                mine = np.setdiff1d(mine, ends, assume_unique=True)
-            if len(mine) and mine[0] == SCRATCH:
-                mine = mine[1:]
-            share.moved_a, share.moved_b = at, at + len(mine)
-            at += len(mine)
+            mine = _distinct(mine, ends)
             moved.append(mine)
-        return _join(moved)
+            due = saving.get(share.memory.partition)
+            if self._saves_all:
+                bound = mine
+            if due is not None:
+                bound = np.concatenate([bound, due])
+            if not self._saves_all or due is not None:
+                bound = _distinct(bound, ends)
+            share.saved_a, share.saved_b = at, at + len(bound)
+            at += len(bound)
+            saved.append(bound)
+        wanted = _join(saved)
+        self._slots.saving[wanted] = True
+        self._slots.poll[wanted] = self._number
+        return _join(moved), wanted
+
+
+def _distinct(slots: I64, but: I64) -> I64:
+    """Each once, ascending, without ``but`` and without the scratch slot."""
+    slots = np.unique(slots)
+    if len(but):
+        slots = np.setdiff1d(slots, but, assume_unique=True)
+    return slots[1:] if len(slots) and slots[0] == SCRATCH else slots
 
 
 def _join(columns: Sequence[I64]) -> I64:

@@ -144,6 +144,12 @@ class Metrics:
         self._running = self._gauge("running_partitions", "Owned partitions that are past their takeover")
         self._paused = self._gauge("paused_partitions", "Owned partitions that are not fetched: their queue is full")
         self._waiting = self._gauge("waiting_partitions", "Owned partitions that wait for a slot")
+        self._held = self._gauge("held_partitions", "Partitions whose committed offset has stood still for max_stall_s")
+        self._replay_age = self._gauge("replay_age_seconds", "Age of the oldest record that no snapshot includes")
+        self._replay_records = self._gauge("replay_records", "Offsets that a takeover would go through again")
+        self._away = self._gauge("host_streams", "Streams in the host tier")
+        self._away_bytes = self._gauge("host_bytes", "What the host tier holds, in memory and on disk")
+        self._evicted = self._counter("evicted_streams", "Streams that left the arena for room")
         self._queued = self._gauge("queued_bytes", "Bytes fetched and not yet committed")
         self._streams = self._gauge("active_streams", "Streams with state on this worker")
         self._slots_used = self._gauge("slots_used", "Slots of the arena that hold a stream")
@@ -201,9 +207,12 @@ class Metrics:
         if generated:
             self._generated.inc(generated)
 
+    def transaction(self, seconds: float) -> None:
+        """A transaction succeeded."""
+        self._commit_time.observe_many(seconds)
+
     def commit(
         self,
-        seconds: float,
         *,
         parts: int,
         outputs: int,
@@ -212,9 +221,8 @@ class Metrics:
         latency_s: ArrayLike,
         records_s: ArrayLike,
     ) -> None:
-        """A transaction succeeded. ``latency_s``: now less the timestamp, one per output record; ``records_s``: the
-        same, one per input record that it makes done."""
-        self._commit_time.observe_many(seconds)
+        """Parts are visible. ``latency_s``: now less the timestamp, one per output record; ``records_s``: the same, one
+        per input record that they make done."""
         self._parts.inc(parts)
         self._outputs.inc(outputs)
         self._snapshots.inc(snapshots)
@@ -255,6 +263,21 @@ class Metrics:
         self._running.set(running)
         self._paused.set(paused)
         self._waiting.set(waiting)
+
+    def held(self, partitions: int) -> None:
+        """Partitions whose C has not moved for ``max_stall_s`` though they have work."""
+        self._held.set(partitions)
+
+    def replay_age(self, seconds: float, records: int) -> None:
+        """How old the oldest done record is that no snapshot includes, and how many lie from R to C."""
+        self._replay_age.set(seconds)
+        self._replay_records.set(records)
+
+    def tier(self, streams: int, nbytes: int, evicted: int) -> None:
+        """Streams without a slot and what they take; how many left the arena for room since the last call."""
+        self._away.set(streams)
+        self._away_bytes.set(nbytes)
+        self._evicted.inc(evicted)
 
     def queued(self, queued_bytes: int) -> None:
         self._queued.set(queued_bytes)

@@ -7,26 +7,37 @@ from dataclasses import dataclass
 from pipeline.columns import I64, U8, Bools, Headers
 from pipeline.engine import Run
 from pipeline.errors import RecordError
+from pipeline.mark import Progress
 from pipeline.partition import Memory
 
 
 @dataclass(slots=True)
 class Share:
     """One partition's stretch of a poll: records ``a`` to ``b``, generated steps ``fed_a`` to ``fed_b``, and of the
-    streams that are advanced ``moved_a`` to ``moved_b``."""
+    streams that are saved ``saved_a`` to ``saved_b``."""
 
     memory: Memory
     a: int
     b: int
+    progress: Progress
+    """Of the partition, once this poll is finished."""
     next_offset: int
+    """Above all its records."""
     input_bytes: int
     """What its records take in memory, as counted into ``Memory.uncommitted_bytes``."""
     value_bytes: int = 0
     fetched_s: float = 0.0
     fed_a: int = 0
     fed_b: int = 0
-    moved_a: int = 0
-    moved_b: int = 0
+    saved_a: int = 0
+    saved_b: int = 0
+    problem: str | None = None
+    """Why its partition must stop (X10)."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing of the partition runs in this poll: some of its streams are snapshotted."""
+        return self.a == self.b and self.fed_a == self.fed_b
 
 
 @dataclass(slots=True)
@@ -46,12 +57,18 @@ class Poll:
     """Dead letters: record -> why, its key, its value."""
     fed: I64
     """Slots of streams that feed themselves a step in this poll."""
-    advanced: I64
-    """Slots to snapshot: of every stream that this poll advances and does not end, partition by partition."""
+    hidden: Bools | None
+    """Records whose outputs are out since before the takeover; None where none is."""
+    saved: I64
+    """Slots to snapshot, partition by partition; none of a stream that this poll ends."""
+    saves_all: bool
+    """Those are all streams that this poll advances."""
     applied: I64
-    """A of each of ``advanced`` at the poll's end."""
+    """A of each of ``saved`` at the poll's end."""
     codec_rows: U8
-    """The codec's memory of each of ``advanced`` at the poll's end."""
+    """The codec's memory of each of ``saved`` at the poll's end."""
+    number: int
+    """Polls are numbered in their order."""
     run: Run
 
     @property

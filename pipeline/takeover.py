@@ -5,14 +5,18 @@ It begins with the partition in no running transaction, the writer settled and t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.columns import I64, IMPORTING, Committed, Membership
-from pipeline.engine import Arena
+import numpy as np
+
+from pipeline.columns import I64, IMPORTING, U8, Bools, Committed, Membership
 from pipeline.errors import SlotsExhausted, TakeoverError
-from pipeline.partition import MARK_VERSION, Mark, Memory
+from pipeline.mark import MARK_VERSION, Mark, Run, contains, stable_tag
+from pipeline.partition import Memory
+from pipeline.residency import Residency
 from pipeline.streams.slots import Index, Slots
-from pipeline.streams.snapshots import OTHER_ROWS, Newest, Restored, restore, split
+from pipeline.streams.snapshots import OTHER_ROWS, Newest, Problem, Restored, restore
 from pipeline.transport.base import LogRange, Transport
 
 
@@ -33,27 +37,42 @@ class Start:
     """Where a partition that passed the checks begins."""
 
     committed: int
+    """C."""
     replay_from: int
+    """R."""
     base: bytes | None
+    replay: tuple[Run, ...] = ()
+    """What is done and yet to be applied again, hidden; empty where R = C and D is empty."""
+    reset: tuple[Problem, ...] = ()
+    """Snapshots that cannot be read; their streams begin anew, as policy has it."""
 
 
-async def read(partition: int, membership: Membership, transport: Transport, digest: bytes, row_bytes: int) -> Found:
-    """Steps 1 to 3; no memory is touched. Raises CommitError when the broker does not answer in time."""
-    # 1. The stable offset first, with its metadata: a snapshot read later is then at least as new as it (X8).
-    committed = (await transport.stable_offsets(membership, [partition]))[partition]
-    mark = Mark.decode(committed.metadata) if committed is not None else None
-    # 2. The changelog, read committed, to the high watermark asked now, after the offset.
-    newest = Newest(row_bytes)
-    async for stretch in transport.changelog(partition):
-        newest.add(stretch)
-    restored = restore(newest, digest)
-    # 3. What the input still holds.
-    log_range = (await transport.log_ranges([partition]))[partition]
-    return Found(partition, committed, mark, log_range, restored)
+async def read(
+    partition: int, membership: Membership, transport: Transport, digest: bytes, row_bytes: int, *, look_twice: bool
+) -> Found:
+    """Steps 1 to 4; no memory is touched. ``look_twice``: at least once, X13. Raises CommitError when the broker does
+    not answer in time."""
+    while True:
+        # 1. The stable offset first, with its metadata: a snapshot read later is then at least as new as it (X8).
+        committed = (await transport.stable_offsets(membership, [partition]))[partition]
+        # 2. The changelog, read committed, to the high watermark asked now, after the offset.
+        newest = Newest(row_bytes)
+        async for stretch in transport.changelog(partition):
+            newest.add(stretch)
+        # 3. At least once, outputs stand in no transaction that a fence could stop: what moved meanwhile is read anew.
+        if look_twice:
+            again = (await transport.stable_offsets(membership, [partition]))[partition]
+            if stable_tag(again) != stable_tag(committed):
+                continue
+        # 4. What the input still holds.
+        log_range = (await transport.log_ranges([partition]))[partition]
+        mark = Mark.decode(committed.metadata) if committed is not None else None
+        return Found(partition, committed, mark, log_range, restore(newest, digest))
 
 
-def check(found: Found, digest: bytes) -> Start | None:
-    """X10, pure. None: a new group, which commits its start first. Raises TakeoverError naming what does not fit."""
+def check(found: Found, digest: bytes, *, resets: bool = False) -> Start | None:
+    """X10, pure. None: a new group, which commits its start first. ``resets``: a stream whose snapshot cannot be read
+    begins anew. Raises TakeoverError naming what does not fit."""
 
     def need(condition: bool, message: str) -> None:
         if not condition:
@@ -79,56 +98,86 @@ def check(found: Found, digest: bytes) -> Start | None:
             " has set this group's offset; delete the changelog topic to begin from nothing at that offset",
         )
         need(log.start <= offset <= log.end, f"the committed offset {offset} is outside the log {log.start}..{log.end}")
-        return Start(offset, offset, None)
+        return Start(offset, offset, stable_tag(found.committed))
     need(
         mark.version <= MARK_VERSION,
         f"written by a newer worker (metadata version {mark.version}, this one reads {MARK_VERSION}); update this one",
     )
-    need(mark.digest == digest, _other_rows(mark.digest, digest))
-    need(not restored.problems, restored.problems[0].text if restored.problems else "")
+    if not resets:
+        need(mark.digest == digest, _other_rows(mark.digest, digest))
+        need(not restored.problems, _say(restored.problems))
     need(mark.committed == offset, f"offset {offset} does not match its metadata's C {mark.committed}")
-    need(
-        not mark.done_above, "the metadata has done offsets above C, which this worker cannot read; update this worker"
-    )
-    need(
-        mark.replay_from == offset,
-        f"a replay must begin at {mark.replay_from}, below C {offset}, which this worker cannot do; update this worker",
-    )
     need(
         log.start <= mark.replay_from,
         f"the input begins at {log.start}, a replay must begin at {mark.replay_from}: its retention has passed what was"
         " not yet processed",
     )
-    need(offset <= log.end, f"the committed offset {offset} is beyond the log's end {log.end}: the topic was made anew")
-    for key, a in [*zip(restored.keys, restored.applied.tolist()), *restored.ended.items()]:
-        # R = C: every A(s) is done, and everything done is in a snapshot.
-        need(a < offset, f"the snapshot of stream {key!r} is at offset {a}, which is not below C {offset}")
-    return Start(offset, mark.replay_from, mark.tag)
+    end = mark.done[-1][1]
+    need(end <= log.end, f"offset {end - 1} is done, the log ends at {log.end}: the topic was made anew")
+    keys = [*restored.keys, *restored.ended]
+    applied = np.concatenate([restored.applied, np.fromiter(restored.ended.values(), np.int64, len(restored.ended))])
+    ahead = np.flatnonzero(~contains(mark.done, applied))
+    if len(ahead):
+        key, a = keys[int(ahead[0])], int(applied[ahead[0]])
+        need(False, f"the snapshot of stream {key!r} is at offset {a}, which is not done (C is {offset})")
+    replay = tuple(mark.done) if mark.replay_from < end else ()
+    return Start(offset, mark.replay_from, mark.tag, replay, tuple(restored.problems))
+
+
+def _say(problems: list[Problem]) -> str:
+    if not problems:
+        return ""
+    rest = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{problems[0].text}{rest}; bad_snapshot: reset lets such streams begin anew"
 
 
 def _other_rows(written: bytes, mine: bytes) -> str:
     return (
         f"the group's states were written by a model with {OTHER_ROWS} ({written.hex()}, this one is {mine.hex()}); run"
-        " the old model, or another --group"
+        " the old model, or another --group; bad_snapshot: reset lets its streams begin anew"
     )
 
 
-def install(found: Found, start: Start, membership: Membership, slots: Slots, arena: Arena) -> tuple[Memory, I64]:
-    """Rows into slots, by column; the new memory and its live streams' slots. Raises SlotsExhausted."""
-    index = Index(slots, found.partition)
+def install(
+    found: Found,
+    start: Start,
+    membership: Membership,
+    slots: Slots,
+    residency: Residency,
+    wanted: Callable[[U8], Bools],
+) -> tuple[Memory, I64]:
+    """Rows into slots, by column, and into the host tier when those are taken; the new memory, and the slots of those
+    streams that have one. ``wanted``: of whole rows, which streams need a slot at once. Raises SlotsExhausted and
+    TierFull.
+    """
     restored = found.restored
-    if len(restored.keys) > slots.free:
-        raise SlotsExhausted(
-            f"partition {found.partition} has {len(restored.keys)} live streams, {slots.free} of {slots.total} slots"
-            " are free; raise slots (--slots, EDDY_SLOTS)"
+    keys, rows, applied, written_ms = restored.keys, restored.rows, restored.applied, restored.written_ms
+    if len(keys) > slots.free:
+        first = wanted(rows)
+        if first.sum() > slots.free:
+            raise SlotsExhausted(
+                f"{int(first.sum())} streams of partition {found.partition} are generating, {slots.free} of"
+                f" {slots.total} slots are free; raise slots (--slots, EDDY_SLOTS)"
+            )
+        # Those that were at work last are the likeliest to go on.
+        order = np.lexsort((-written_ms, ~first))
+        keys, rows, applied, written_ms = (
+            [keys[i] for i in order.tolist()],
+            rows[order],
+            applied[order],
+            written_ms[order],
         )
-    where = slots.lookup(index, restored.keys)
-    arena_rows, codec_rows, head_rows = split(restored.rows, arena.row_bytes, slots.codec.shape[1])
-    if len(where):
-        arena.write(where, arena_rows)
-        slots.codec[where] = codec_rows
-        slots.head[where] = head_rows
-        slots.applied[where] = restored.applied
-        slots.fresh[where] = False
-    memory = Memory(found.partition, membership, start.base, start.committed, index, start.replay_from)
-    return memory, where
+    memory = Memory(
+        found.partition,
+        membership,
+        start.base,
+        start.committed,
+        start.replay_from,
+        Index(slots, found.partition),
+        slots,
+        residency.tier,
+        start.replay,
+        dict(restored.ended),
+    )
+    residency.own(memory)
+    return memory, residency.restore(memory, keys, rows, applied, written_ms)

@@ -15,7 +15,8 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,25 +26,31 @@ from pipeline.ahead import Ahead
 from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs import AheadCodec, make_codec
 from pipeline.columns import I64, AnyArray, Membership
-from pipeline.commit import Lane, Outcome
+from pipeline.commit import Lane, Outcome, Saved
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.engine import Engine, Run
-from pipeline.errors import EddyError, EngineFailed, TakeoverError
+from pipeline.errors import EddyError, EngineFailed, GroupRefused, Stalled, TakeoverError
 from pipeline.gauges import gauging
 from pipeline.heads import make_head
 from pipeline.inflow import Inflow
 from pipeline.intake import Intake
+from pipeline.mark import Tags
 from pipeline.metrics import Metrics
+from pipeline.order import Order
 from pipeline.outlet import Outlet
-from pipeline.ownership import Ownership
-from pipeline.partition import Memory, Tags
+from pipeline.ownership import Ownership, Phase
+from pipeline.partition import Memory
+from pipeline.policy import SnapshotPolicy
 from pipeline.poll import Poll
-from pipeline.pump import Pump
+from pipeline.pump import STREAM_STEPS, Pump
+from pipeline.residency import Residency
 from pipeline.scheduler import Limits
 from pipeline.streams.slots import Slots
 from pipeline.streams.snapshots import digest_of
+from pipeline.streams.tier import Tier
 from pipeline.transport.base import Transport
+from pipeline.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +58,9 @@ DEPTH = 2
 """Runs with the engine at once: one runs, the next is bound already (S2)."""
 TIME_MAX = 256
 """Largest T of one call."""
+WATCH_S = 1.0
+EXPIRE_MAX = 10_000
+"""Streams of a partition that are forgotten at a time."""
 FAILURES_MAX = 5
 """Runs of a partition that may fail in a row before it stops; one that names the record at fault does not count."""
 
@@ -83,32 +93,60 @@ class Worker:
             provider_options=config.provider_options,
             provider_policy=config.provider_policy,
         )
-        self._slots = Slots(config.slots, codec.memory_bytes, head.memory_bytes, contract.given_bytes)
+        self._slots = slots = Slots(config.slots, codec.memory_bytes, head.memory_bytes, contract.given_bytes)
+        row_bytes = self._engine.arena.row_bytes + slots.codec.shape[1] + head.memory_bytes
+        directory = Path(config.state_directory) if config.state_directory else None
+        self._residency = Residency(slots, self._engine.arena, Tier(row_bytes, config.host_bytes, directory))
         limits = Limits(
             1 if contract.batching == "single" else config.max_batch,
             config.max_call_steps,
             1 if contract.time_axis is None else TIME_MAX,
         )
-        self._intake = Intake(contract, codec, head, self._engine, self._slots, limits, config.max_record_bytes)
+        self._intake = Intake(
+            contract,
+            codec,
+            head,
+            self._engine,
+            slots,
+            self._residency,
+            limits,
+            config.max_record_bytes,
+            saves_all=not config.snapshot_interval_ms,
+        )
         self._outlet = Outlet(
             contract, head, self._slots, header_model=config.header_model, header_source=config.header_source
         )
         digest = digest_of(contract)
-        self._lane = Lane(transport, Tags(os.urandom(8)), digest, head.merge)
+        at_least_once = config.processing_guarantee == "at_least_once"
+        self._lane = Lane(
+            transport,
+            Tags(os.urandom(8)),
+            digest,
+            head.merge,
+            # What a head shows and remembers stays in the transaction with the memory of it (X13).
+            at_least_once=at_least_once and not self._intake.binds,
+        )
         self._ownership = Ownership(
             transport,
             self._lane,
-            self._slots,
-            self._engine.arena,
+            slots,
+            self._residency,
             digest,
             metrics,
             self._running,
+            self._saved,
             self._fail,
+            lambda rows: self._outlet.active(rows[:, row_bytes - head.memory_bytes :]),
+            look_twice=at_least_once,
+            resets=config.bad_snapshot == "reset",
         )
-        row_bytes = self._engine.arena.row_bytes + self._slots.codec.shape[1] + head.memory_bytes
         kept = head.reads if head.keeps == "all" else ()
         kept_bytes = contract.step_bytes + sum(contract.output(name).nbytes for name in kept)
-        self._pump = Pump(config, self._intake, self._slots, codec.step_bytes, row_bytes, kept_bytes)
+        order = Order(slots, STREAM_STEPS, generates=head.generates, interrupts=config.on_input == "interrupt")
+        self._policy = SnapshotPolicy(
+            0 if self._intake.binds else config.snapshot_interval_ms / 1e3, config.snapshot_bytes_per_second, row_bytes
+        )
+        self._pump = Pump(config, self._intake, order, self._policy, slots, codec.step_bytes, row_bytes, kept_bytes)
         self._step_s = codec.step_s
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
@@ -117,8 +155,13 @@ class Worker:
         self._quiet = asyncio.Event()
         self._stopping = asyncio.Event()
         self._fatal: asyncio.Future[None] | None = None
+        self._waking: asyncio.TimerHandle | None = None
+        self._watch = Watch(config.max_stall_s)
+        self._said_held: set[tuple[int, int]] = set()
+        self.live = True
+        """False once nothing gets done: the process is about to end."""
         self._ahead = self._decoder(codec) if isinstance(codec, AheadCodec) else None
-        self._inflow = Inflow(transport, self._ownership, metrics, self._pump.bound, self._ahead, self._work.set)
+        self._inflow = Inflow(transport, self._ownership, self._pump.bound, self._ahead, self._work.set)
 
     def _decoder(self, codec: AheadCodec) -> Ahead:
         return Ahead(
@@ -156,10 +199,12 @@ class Worker:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._transport.start(self)
-            shown = gauging(self._metrics, self._ownership, self._slots, self._transport, self._inflow.paused)
+            shown = gauging(
+                self._metrics, self._ownership, self._slots, self._residency, self._transport, self._inflow.paused
+            )
             for name, running in (
                 *(("fetching", self._inflow.run(self._stopping)), ("pumping", self._pumping())),
-                *(("committing", self._committing()), ("gauging", shown)),
+                *(("committing", self._committing()), ("gauging", shown), ("watching", self._watching())),
             ):
                 tasks.append(asyncio.create_task(running, name=name))
             tasks.append(asyncio.create_task(self._until_stopping(), name="stopping"))
@@ -173,7 +218,10 @@ class Worker:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+            if self._waking is not None:
+                self._waking.cancel()
             await self._ownership.close()
+            self._residency.tier.close()
             if self._ahead is not None:
                 await self._ahead.close()
             await self._transport.stop()
@@ -192,6 +240,7 @@ class Worker:
     async def _drain(self, tasks: list[asyncio.Task[None]], fatal: asyncio.Future[None]) -> None:
         """Until nothing is in flight, or something fails that will not be drained."""
         self._ownership.draining = True
+        self._work.set()
         if self._ahead is not None:
             self._ahead.halt()
         self._settle_quiet()
@@ -211,8 +260,10 @@ class Worker:
     def _settle_quiet(self) -> None:
         """Drained when nothing is in flight and nothing waits for a commit."""
         if self._stopping.is_set():
-            busy = self._polls or any(m.pending or m.frozen is not None for m in self._ownership.memories())
-            if not busy:
+            memories = self._ownership.memories()
+            busy = self._polls or any(m.pending or m.frozen is not None for m in memories)
+            # What is dirty is saved first: who takes over then has nothing to replay.
+            if not busy and not any(m.dirty.lowest() is not None for m in memories):
                 self._quiet.set()
 
     # ---- the group
@@ -227,7 +278,7 @@ class Worker:
         self._settle_quiet()
 
     def on_trouble(self, partition: int, error: TakeoverError) -> None:
-        self._fail(error)
+        self._ownership.trouble(partition, error)
 
     def on_lost(self, reason: Exception) -> None:
         self._fail(reason)
@@ -235,6 +286,7 @@ class Worker:
     def _running(self, memory: Memory, live: I64) -> None:
         """A takeover is done: streams that were generating go on."""
         self._outlet.restore(memory, live)
+        memory.dirty_since_s = asyncio.get_running_loop().time() - self._policy.interval_s
         self._inflow.paused.discard(memory.partition)  # it is fetched again, with an empty backlog
         if memory.base is None:
             self._finished.set()  # a new group commits its start (X8)
@@ -259,16 +311,36 @@ class Worker:
 
     def _next(self) -> Poll | None:
         """The next poll, if the engine has room for it (S2)."""
-        if self._stopping.is_set() or not self._ownership.member or self._engine.in_flight >= DEPTH:
+        if self._engine.in_flight >= DEPTH:
             return None
         loop = asyncio.get_running_loop()
+        now_s, now_ms = loop.time(), int(time.time() * 1000)
+        memories = self._ownership.memories()
+        if self._stopping.is_set():
+            return self._pump.save(memories, now_s, now_ms)
         held = self._pump.due
-        poll = self._pump.next(self._ownership.memories(), loop.time())
+        poll = self._pump.next(memories, now_s, now_ms)
         if self._pump.due is not None and self._pump.due != held:
             loop.call_at(self._pump.due, self._work.set)
+        if poll is None and (due := self._policy.next_s(memories)) is not None:
+            self._wake_at(due)
         return poll
 
+    def _wake_at(self, due: float) -> None:
+        """Snapshots are due at a time of their own, whether or not records come."""
+        if self._waking is not None and self._waking.when() > due:
+            self._waking.cancel()
+            self._waking = None
+        if self._waking is None:
+            self._waking = asyncio.get_running_loop().call_at(due, self._woken)
+
+    def _woken(self) -> None:
+        self._waking = None
+        self._work.set()
+
     def _count(self, poll: Poll) -> None:
+        if all(s.idle for s in poll.shares):
+            return  # nothing but snapshots
         now = asyncio.get_running_loop().time()
         self._metrics.poll(
             len(poll.keys),
@@ -278,6 +350,8 @@ class Worker:
             record_bytes=sum(s.value_bytes for s in poll.shares),
             media_s=poll.steps * self._step_s,
         )
+        if poll.hidden is not None:
+            self._metrics.replay(replayed=int(poll.hidden.sum()))
 
     # ---- finish
 
@@ -297,12 +371,15 @@ class Worker:
         error = poll.run.error
         if error is None:
             try:
-                self._outlet.finish(poll)
+                self._outlet.finish(poll, asyncio.get_running_loop().time())
             except EddyError as raised:
                 error = raised
         if error is not None:
             self._torn(poll, error)
             return
+        for share in poll.shares:
+            if share.problem is not None and not share.memory.closed:
+                self._ownership.halt(share.memory.partition, share.problem)
         self._metrics.engine(poll.run.batch_sizes, poll.run.seconds, generated=len(poll.fed))
         for reason, n in Counter(error.reason for error, _, _ in poll.failed.values()).items():
             self._metrics.dead_letters(reason, n)
@@ -310,12 +387,12 @@ class Worker:
     def _torn(self, poll: Poll, error: BaseException) -> None:
         """X11: partitions with a row in the batch drop their memory and take over; then its records run alone."""
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]  # a MemoryError says nothing
-        failed = EngineFailed(first, [s.memory.partition for s in poll.shares])
+        failed = EngineFailed(first, [s.memory.partition for s in poll.shares if not s.idle])
         self._metrics.error(failed)
         alone = len(poll.keys) == 1 and not len(poll.fed)
         for s in poll.shares:
             memory = s.memory
-            if memory.closed:
+            if memory.closed or s.idle:
                 continue
             if alone:
                 self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
@@ -330,16 +407,26 @@ class Worker:
 
     async def _committing(self) -> None:
         interval = self._config.commit_interval_ms / 1e3
+        flush = self._config.generate_flush_ms / 1e3
+        last = 0.0
         while True:
             await self._finished.wait()
             self._finished.clear()
             while self._ownership.member:
+                memories = self._ownership.memories()
                 began = time.perf_counter()
-                outcome = await self._lane.commit(self._ownership.memories(), int(time.time() * 1000))
+                left = last + flush - began
+                if left > 0 and not self._stopping.is_set() and not any(m.hurried for m in memories):
+                    # Nothing but pieces of generations that go on: they wait for more of them.
+                    if any(m.pending for m in memories):
+                        asyncio.get_running_loop().call_later(left, self._finished.set)
+                    break
+                outcome = await self._lane.commit(memories, int(time.time() * 1000))
                 if outcome is None:
                     break
-                self._settled(outcome, time.perf_counter() - began)
-                rest = interval - (time.perf_counter() - began)
+                last = time.perf_counter()
+                self._settled(outcome, last - began)
+                rest = interval - (last - began)
                 if rest > 0 and not self._stopping.is_set():
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._stopping.wait(), rest)
@@ -350,24 +437,31 @@ class Worker:
         if outcome.error is not None:
             self._metrics.commit_failed(outcome.error)
             log.warning("commit failed: %s", outcome.error)
-        for memory in outcome.dropped:
-            self._ownership.retake(memory.partition, f"its commit failed ({outcome.error})")
-        for memory in outcome.refused:
-            self._ownership.refused(memory.partition)
+        if isinstance(outcome.error, GroupRefused):
+            for memory in outcome.unchecked:
+                self._ownership.refused(memory.partition)
+        elif outcome.unchecked:
+            self._ownership.ask()
         for memory, refusal in outcome.stopped:
             self._ownership.halt(memory.partition, str(refusal))
+        if outcome.saved:
+            self._metrics.transaction(seconds)
+        self._saved(outcome.saved)
+
+    def _saved(self, saved: Sequence[Saved]) -> None:
+        """Parts are visible; also called when unchecked memories were checked, though no part of theirs was."""
         self._work.set()
-        if not outcome.saved:
+        self._finished.set()
+        if not saved:
             return
         now_ms = time.time() * 1000
-        parts = [part for _, part in outcome.saved]
+        parts = [s.part for s in saved]
 
         def since(columns: list[I64]) -> AnyArray:
             asked = np.concatenate(columns)
             return (now_ms - asked[asked >= 0]) / 1e3  # a producer may leave the timestamp out, which reads as -1
 
         self._metrics.commit(
-            seconds,
             parts=len(parts),
             outputs=sum(len(p.outputs) for p in parts),
             snapshots=sum(len(p.snapshots) for p in parts),
@@ -375,10 +469,40 @@ class Worker:
             latency_s=since([p.outputs.timestamps for p in parts]),
             records_s=since([p.asked_ms for p in parts]),
         )
-        for memory, part in outcome.saved:
-            self._ownership.succeeded(memory.partition)
+        for s in saved:
+            self._ownership.succeeded(s.memory.partition)
             self._intake.poison = {
                 (p, o): why
                 for (p, o), why in self._intake.poison.items()
-                if p != memory.partition or o >= part.committed
+                if p != s.memory.partition or o >= s.part.committed
             }
+
+    # ---- who does not get on
+
+    async def _watching(self) -> None:
+        """Once a second: streams that expire, those that hold their partition, and whether anything gets done."""
+        clock = asyncio.get_running_loop().time
+        ttl_ms = self._config.state_ttl_s * 1000
+        while True:
+            memories = self._ownership.memories()
+            if ttl_ms:
+                before_ms = int(time.time() * 1000 - ttl_ms)
+                for memory in memories:
+                    self._residency.expire(memory, before_ms, EXPIRE_MAX)
+                self._finished.set()
+            held = self._watch.held(memories, clock())
+            self._metrics.held(len(held))
+            for h in held:
+                if (h.partition, h.committed) not in self._said_held:
+                    self._said_held.add((h.partition, h.committed))
+                    log.warning("%s", h)
+            taking_over = sum(o.phase is Phase.TAKEOVER for o in self._ownership.owned)
+            if not self._stopping.is_set() and self._watch.stalled(memories, taking_over, clock()):
+                self.live = False
+                self._fail(
+                    Stalled(
+                        f"nothing was committed for {self._config.max_stall_s:g} s (max_stall_s) though there is work:"
+                        " this worker ends; what was not committed is done again by the next"
+                    )
+                )
+            await asyncio.sleep(WATCH_S)

@@ -91,7 +91,11 @@ async def _serve(config: RunConfig, model: onnx.ModelProto, contract: Contract) 
         worker.stop()
 
     pulse = Pulse(loop)
-    with Pages(config.http_host, config.http_port, metrics.registry, pulse.beats, lambda: worker.ready) as pages:
+
+    def live() -> bool:
+        return pulse.beats() and worker.live
+
+    with Pages(config.http_host, config.http_port, metrics.registry, live, lambda: worker.ready) as pages:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, drain, number)
         log.info(

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.columns import I64, U8, AnyArray
 from pipeline.errors import RecordError
@@ -38,6 +39,8 @@ class Codec(ABC):
     memory_bytes: int = 0
     step_bytes: int = 1
     """About how many bytes of a record make a step: what a poll's bound in steps goes by."""
+    choices: Literal["none", "outputs"] = "none"
+    """Whether what it makes of a record is a choice (X7): no function of snapshot and records, dead letters aside."""
     poll_steps: int = 2**31
     """Steps that a poll may have, for what decoding them may cost; a record with less than a step counts as one."""
     step_s: float = 0.0

@@ -13,6 +13,9 @@ from pipeline.columns import I64, U8, Bools
 from pipeline.engine.graph import FIRST
 from pipeline.errors import SlotsExhausted
 
+CLEAN = 2**63 - 1
+"""In ``Slots.dirty``: the stream's snapshot includes all that is done."""
+
 
 class Index(dict[bytes, int]):
     """Stream key -> slot, of one partition. Looking up a key that is not there takes a free slot for it."""
@@ -51,8 +54,21 @@ class Slots:
         """The next call of the engine gives the stream its initial state."""
         self.busy: Bools = np.zeros(total, np.bool_)
         """A prompt or a generated step is in flight, or the next one is due: the stream's next record waits."""
+        self.ending: Bools = np.zeros(total, np.bool_)
+        """A record that ends the stream is in flight."""
+        self.dirty: I64 = np.full(total, CLEAN, np.int64)
+        """First done record that no finished snapshot of the stream includes; CLEAN where there is none."""
+        self.saving: Bools = np.zeros(total, np.bool_)
+        """A snapshot of it is in flight."""
+        self.poll: I64 = np.zeros(total, np.int64)
+        """Number of the last poll that has the stream's row in it."""
+        self.finished = 0
+        """Number of the last poll that is finished: rows of later ones are in flight."""
+        self.touched_ms: I64 = np.zeros(total, np.int64)
+        """When a record was last applied, milliseconds since the epoch."""
         self._free = list(range(total - 1, FIRST - 1, -1))
-        self._serials = 0
+        self.serials = 0
+        """Streams that took a slot, ever."""
 
     @property
     def used(self) -> int:
@@ -68,13 +84,17 @@ class Slots:
         if not self._free:
             raise SlotsExhausted(f"all {self.total} slots are taken; raise slots (--slots, EDDY_SLOTS)")
         slot = self._free.pop()
-        self._serials += 1
+        self.serials += 1
         self.keys[slot] = key
         self.partition[slot] = partition
         self.applied[slot] = -1
-        self.serial[slot] = self._serials
+        self.serial[slot] = self.serials
         self.fresh[slot] = True
         self.busy[slot] = False
+        self.ending[slot] = False
+        self.saving[slot] = False
+        self.dirty[slot] = CLEAN
+        self.poll[slot] = 0
         self.codec[slot] = 0
         self.head[slot] = 0
         return slot

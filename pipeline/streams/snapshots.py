@@ -72,6 +72,15 @@ class Snapshots:
         return int(self.rows.nbytes) + HEADER * (len(self.keys) + len(self.ended_keys))
 
     @staticmethod
+    def none() -> Snapshots:
+        return Snapshots.of(np.empty(0, np.int64), [], np.empty(0, np.int64), np.empty((0, 0), np.uint8))
+
+    @staticmethod
+    def of(serials: I64, keys: list[bytes], applied: I64, rows: U8) -> Snapshots:
+        """Of streams that go on."""
+        return Snapshots(serials, keys, applied, rows, np.empty(0, np.int64), [], np.empty(0, np.int64))
+
+    @staticmethod
     def latest(parts: list[Snapshots]) -> Snapshots:
         """What is newest of each stream: the last row of each, none of a stream that ended."""
         if len(parts) == 1 and not len(parts[0].ended_serials):

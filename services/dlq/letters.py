@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from pipeline.columns import Headers, Segment
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EddyError, TopicError
-from pipeline.partition import Mark
+from pipeline.mark import Mark
 from pipeline.transport.kafka.client import Client
 from pipeline.transport.kafka.logs import read_log
 from pipeline.transport.kafka.topics import partitions_of
@@ -136,10 +136,10 @@ class Replayed:
     below: int
     """All before this offset."""
     above: tuple[tuple[int, int], ...] = ()
-    """Runs (first, count) beyond it."""
+    """Runs beyond it, ``(first, end)``."""
 
     def __contains__(self, offset: int) -> bool:
-        return offset < self.below or any(first <= offset < first + count for first, count in self.above)
+        return offset < self.below or any(first <= offset < end for first, end in self.above)
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.columns import I64, Bools, Part, Records
 from pipeline.config import Config
 from pipeline.errors import Broken, UserError
-from pipeline.partition import Mark, Tags
+from pipeline.mark import Mark, Tags
 from services.dlq.letters import Box, Choice, Letter, opened
 from services.sole import Sole, only_member
 
@@ -90,7 +90,7 @@ class Plan:
             return Mark(tag, end, end, NO_DIGEST)
         first = int(open_ones[0])
         edges = np.flatnonzero(np.diff(np.concatenate([[False], self.done[first:], [False]]).astype(np.int8))) + first
-        runs = [(int(self.offsets[a]), int(self.offsets[b - 1] - self.offsets[a]) + 1) for a, b in edges.reshape(-1, 2)]
+        runs = [(int(self.offsets[a]), int(self.offsets[b - 1]) + 1) for a, b in edges.reshape(-1, 2)]
         return Mark(tag, int(self.offsets[first]), int(self.offsets[first]), NO_DIGEST, tuple(runs))
 
 

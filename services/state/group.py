@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from pipeline.columns import Changelog, Committed, as_list
 from pipeline.config import Config
 from pipeline.errors import CommitError, EddyError, TopicError, UserError
-from pipeline.partition import Mark
+from pipeline.mark import Mark
 from pipeline.streams.snapshots import DIGEST, ENDED, HEADER, VERSION, Newest
 from pipeline.transport.base import LogRange
 from pipeline.transport.kafka import wire
@@ -43,7 +43,7 @@ class Held:
     @property
     def done_above(self) -> int:
         """How many offsets above C are done (D)."""
-        return sum(count for _, count in self.mark.done_above) if self.mark is not None else 0
+        return sum(end - first for first, end in self.mark.done_above) if self.mark is not None else 0
 
     @property
     def lag(self) -> int:

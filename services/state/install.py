@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.columns import I64, IMPORTING, U8, Part, Records
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.partition import Mark, Tags
+from pipeline.mark import Mark, Tags
 from pipeline.streams.snapshots import OTHER_ROWS, Snapshots, restore
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at
 from pipeline.transport.kafka.topics import CHANGELOG, make_topics, partitions_of, wait_for

@@ -107,24 +107,21 @@ def test_a_topic_that_takes_only_small_batches_gets_a_backlog_in_small_batches(
     assert verdict.clean, verdict
 
 
-def test_new_streams_wait_for_slots_and_the_log_says_which_setting_to_raise(
+def test_more_streams_than_slots_are_served_and_the_metrics_say_that_some_are_away(
     broker: Broker, unique: Unique, tmp_path: Path
 ) -> None:
     topics = make_topics(broker.address, unique, 2)
-    step = (5).to_bytes(8, "little")
     worker = topics.worker(rolling_hash(tmp_path / "hash" / "1"), slots=3)
+    rng = np.random.default_rng(new_seed())
+    records = [(b"stream-%d" % rng.integers(40), rng.integers(0, 2**40, 2).tobytes()) for _ in range(2000)]
     with workers(worker):
         judged = Reader(topics.address, topics.output)
-        produce(topics.address, topics.input, [(k, step) for k in (b"a", b"b", b"a")], partition=0)
-        produce(topics.address, topics.input, [(b"c", step)], partition=1)
-        judged.until(4, of=[worker])
-        produce(topics.address, topics.input, [(b"d", step), (b"a", step)], partition=0)
-        assert "--slots" in worker.heard("all 3 slots are taken")["message"]
-        produce(topics.address, topics.input, [(b"c", step)], partition=1)
-        judged.until(5, of=[worker])
-        eventually(lambda: worker.metrics()["eddy_waiting_partitions"] == 1, 10, "the metric says that one waits")
-        produce(topics.address, topics.input, [(b"c", None)], partition=1)
-        judged.until(7, of=[worker])
+        for a in range(0, 2000, 100):
+            produce(topics.address, topics.input, records[a : a + 100])
+            judged.until(a + 100, of=[worker])
+        eventually(lambda: worker.metrics()["eddy_host_streams"] == 37, 10, "those without a slot are counted")
+        assert worker.metrics()["eddy_evicted_streams_total"] > 37
         worker.drained()
     judged.close()
-    assert [r.key for r in judged.records if r.partition == 0] == [b"a", b"b", b"a", b"d", b"a"]
+    verdict = judge_hash(topics)
+    assert verdict.clean, verdict

@@ -96,7 +96,7 @@ def test_twenty_kills_and_a_second_worker_that_comes_and_goes_lose_and_repeat_no
     print(f"{dict(counts)}, {dict(deaths.figures)}, {time.monotonic() - began:.0f} s; {verdict}")
     assert verdict.clean, verdict
     assert verdict.inputs == sent
-    assert deaths.figures["eddy_replayed_records_total"] == 0, "input below C was applied again"
+    assert deaths.figures["eddy_replayed_records_total"] > 0, "states were saved less often than offsets"
     assert deaths.figures["eddy_restored_snapshots_total"] > 0
 
 
@@ -104,7 +104,7 @@ def test_a_restarted_worker_restores_every_stream_and_applies_nothing_twice(
     broker: Broker, unique: Unique, tmp_path: Path
 ) -> None:
     topics = make_topics(broker.address, unique, 4)
-    worker = topics.worker(rolling_hash(tmp_path / "hash" / "1"))
+    worker = topics.worker(rolling_hash(tmp_path / "hash" / "1"), snapshot_interval_ms=0)
     with workers(worker):
         with Feed(topics, new_seed(), 4000) as feed:
             worker.heard("runs from offset")
@@ -140,7 +140,6 @@ def test_a_worker_that_joins_and_leaves_five_times_changes_nothing(
         with Feed(topics, new_seed(), 3000) as feed:
             for visit in range(5):
                 guest.start().heard("runs from offset")
-                assert guest.metrics()["eddy_replayed_records_total"] == 0
                 guest.drained()
                 stays.heard("assigned partitions [0, 1, 2, 3]", times=2 + visit)
             sent = feed.stop()
@@ -156,8 +155,7 @@ def test_a_worker_that_joins_and_leaves_five_times_changes_nothing(
     )
     assert verdict.clean, verdict
     assert verdict.inputs == sent
-    assert figures["eddy_takeovers_total"] >= 4 + 5 * 2 * 2, "the group did not rebalance ten times"
-    assert figures["eddy_replayed_records_total"] == 0
+    assert figures["eddy_takeovers_total"] == 4 + 5 * 2, "only what was the guest's was taken over again (X4)"
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["inside a transaction", "between two"])

@@ -74,8 +74,8 @@ def test_the_moments_of_the_road_reach_the_page() -> None:
     m = Metrics("m", "1")
     m.poll(300, 900, [0.004, 0.2], [100, 200], record_bytes=1200, media_s=27.0)
     m.engine(np.array([256, 44]), 0.003, generated=44)
+    m.transaction(0.01)
     m.commit(
-        0.01,
         parts=4,
         outputs=300,
         snapshots=300,

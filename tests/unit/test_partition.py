@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from pipeline.columns import Membership, Records, Segment
 from pipeline.errors import Broken
-from pipeline.partition import MARK_VERSION, Done, Mark, Memory, Tags
+from pipeline.mark import MARK_VERSION, Mark, Progress, Tags
+from pipeline.partition import Done, Memory
 from pipeline.streams.slots import Index, Slots
 from pipeline.streams.snapshots import Snapshots
+from pipeline.streams.tier import Tier
 
 DIGEST = b"12345678"
 TAGS = Tags(b"process1")
@@ -21,7 +23,8 @@ ASKED_MS = np.array([1_700_000_000_000])
 
 def memory(base: bytes | None = b"t" * 16, committed: int = 0) -> tuple[Memory, Slots]:
     slots = Slots(8, 0, 0)
-    return Memory(0, Membership("g", 1, "m"), base, committed, Index(slots, 0), committed), slots
+    tier = Tier(1, 1024, None)
+    return Memory(0, Membership("g", 1, "m"), base, committed, committed, Index(slots, 0), slots, tier), slots
 
 
 def snapshots(live: dict[bytes, tuple[int, int]] | None = None, ended: dict[bytes, tuple[int, int]] | None = None):
@@ -40,7 +43,7 @@ def snapshots(live: dict[bytes, tuple[int, int]] | None = None, ended: dict[byte
 
 def done(next_offset: int, *keys: bytes, snaps: Snapshots | None = None) -> Done:
     outputs = Records(list(keys), np.zeros((len(keys), 3), np.uint8), np.zeros(len(keys), np.int64))
-    return Done(next_offset, outputs, Records.none(), snaps if snaps is not None else snapshots(), ASKED_MS)
+    return Done(Progress(next_offset), outputs, Records.none(), snaps if snaps is not None else snapshots(), ASKED_MS)
 
 
 def identity(records: Records) -> Records:
@@ -51,10 +54,14 @@ def identity(records: Records) -> Records:
     st.binary(min_size=16, max_size=16),
     st.integers(0, 2**62),
     st.integers(0, 2**62),
-    st.lists(st.tuples(st.integers(0, 2**62), st.integers(1, 2**31)), max_size=20),
+    st.lists(st.tuples(st.integers(0, 2**31), st.integers(1, 2**31)), max_size=20),
 )
 def test_the_mark_comes_back_as_it_was_written(tag, committed, replay_from, runs):
-    mark = Mark(tag, committed, replay_from, DIGEST, tuple(runs))
+    at, done = committed, []
+    for gap, length in runs:
+        done.append((at + 1 + gap, at + 1 + gap + length))
+        at = done[-1][1]
+    mark = Mark(tag, committed, replay_from, DIGEST, tuple(done))
     assert Mark.decode(mark.encode()) == mark
 
 
@@ -109,7 +116,8 @@ def test_one_part_at_a_time_and_it_stays_as_it_is():
     m.finished(done(4, b"a"), 0)
     with pytest.raises(Broken):
         m.freeze(TAGS.next(), DIGEST, 0, identity)
-    assert m.frozen is part
+    assert m.frozen is not None
+    assert m.frozen.part is part
     assert part is not None
     m.saved(part)
     assert (m.base, m.committed) == (part.tag, 3)
@@ -203,10 +211,10 @@ def test_slots_of_dropped_memory_come_free_with_the_last_run_that_has_them():
     m, slots = memory()
     slots.lookup(m.index, [b"a", b"b"])
     m.in_flight = 1
-    m.close(slots)
+    m.close()
     assert slots.used == 2
     m.in_flight = 0
-    m.release_if_idle(slots)
+    m.release_if_idle()
     assert slots.used == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline.columns import Changelog, Committed, Membership
 from pipeline.config import Config
 from pipeline.errors import TakeoverError
-from pipeline.partition import Mark
+from pipeline.mark import Mark
 from pipeline.streams.snapshots import Newest, Restored, Snapshots, restore
 from pipeline.takeover import Found, Start, check, read
 from pipeline.transport.base import LogRange
@@ -76,7 +76,7 @@ def test_a_group_goes_on_where_it_was():
 
 
 def test_an_offset_set_before_anything_was_served_is_a_start():
-    assert check(found(10, mark=None), DIGEST) == Start(10, 10, None)
+    assert check(found(10, mark=None), DIGEST) == Start(10, 10, b"not of Eddy: offset 10")
 
 
 def test_the_newest_snapshot_of_a_key_counts():
@@ -93,11 +93,12 @@ def test_the_newest_snapshot_of_a_key_counts():
         (found(10, mark=Mark(TAG, 9, 9, DIGEST)), "does not match its metadata's C 9"),
         (found(10, mark=Mark(TAG, 10, 10, OTHER)), "another state schema"),
         (found(10, mark=Mark(TAG, 10, 10, DIGEST, version=9)), "newer worker"),
-        (found(10, mark=Mark(TAG, 10, 10, DIGEST, ((12, 1),))), "done offsets above C"),
-        (found(10, mark=Mark(TAG, 10, 7, DIGEST)), "a replay must begin at 7, below C 10"),
+        (found(10, mark=Mark(TAG, 10, 7, DIGEST), log=(8, 20)), "begins at 8, a replay must begin at 7"),
         (found(10, log=(11, 20)), "its retention has passed"),
-        (found(10, log=(0, 9)), "beyond the log's end"),
+        (found(10, log=(0, 9)), "offset 9 is done, the log ends at 9"),
+        (found(10, mark=Mark(TAG, 10, 10, DIGEST, ((12, 22),))), "offset 21 is done, the log ends at 20"),
         (found(10, changelog=written({b"late": 10})), "stream b'late' is at offset 10"),
+        (found(10, mark=Mark(TAG, 10, 9, DIGEST, ((12, 14),)), changelog=written({b"a": 11})), "b'a' is at offset 11"),
         (found(10, changelog=written({}, {b"gone": 12})), "stream b'gone' is at offset 12"),
         (found(10, changelog=written({b"a": 1}, digest=OTHER)), "stream b'a' was written by a model with another"),
         (found(10, changelog=written({b"a": 1}), row_bytes=5), "has 34 bytes, expected 37"),
@@ -127,7 +128,7 @@ async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog
     transport = Overwritten(broker, Config(input="in", output="out", group="g", worker_id="w"))
     tracemalloc.start()
     try:
-        got = await read(0, Membership("g", 1, "w"), transport, DIGEST, 1_000_000)
+        got = await read(0, Membership("g", 1, "w"), transport, DIGEST, 1_000_000, look_twice=False)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

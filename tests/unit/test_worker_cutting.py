@@ -68,7 +68,7 @@ async def test_the_same_bytes_give_the_same_answers_and_the_same_row(tmp_path, c
     rng.shuffle(waiting)  # the streams' records come in any order among each other
     for i in waiting:
         broker.produce("in", partition_of(b"%d" % i), b"%d" % i, records[i].pop(0))
-    worker, _ = made(broker, file, max_steps=50)
+    worker, _ = made(broker, file, max_steps=50, snapshot_interval_ms=0)
     async with running(worker) as task:
         offsets = broker.groups["g"].offsets
         await until(broker, task, lambda: sum(c.offset for c in offsets.values()) == len(waiting))

@@ -20,6 +20,7 @@ from pipeline.contract import CodecSpec, StepInput
 from pipeline.metrics import Metrics
 from pipeline.partition import Memory
 from pipeline.streams.slots import Index, Slots
+from pipeline.streams.tier import Tier
 from pipeline.transport.memory import MemoryBroker
 from tests.contracts import video_contract
 from tests.models import stepper, stepper_reference
@@ -334,7 +335,9 @@ async def test_what_a_fetch_costs_does_not_grow_with_the_square_of_its_partition
         threads = partitions if full else 2
         ahead = Ahead(codec, threads, 10**6, Metrics("m", "1"), lambda: 0 if full else 10**9, lambda: None)
         ahead.start()
-        memories = [Memory(p, Membership("g", 1, "m"), None, 0, Index(Slots(1, 0, 0), 0), 0) for p in range(partitions)]
+        slots, tier = Slots(1, 0, 0), Tier(1, 1024, None)
+        who = Membership("g", 1, "m")
+        memories = [Memory(p, who, None, 0, 0, Index(slots, p), slots, tier) for p in range(partitions)]
         offsets = np.arange(40)
 
         def fetch(ahead=ahead, memories=memories, offsets=offsets) -> None:

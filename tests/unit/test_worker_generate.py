@@ -126,7 +126,7 @@ async def test_generations_survive_the_death_of_their_worker_at_any_step(talking
         prompt(broker, key, text, ("eddy-seed", b"11"))
     lives = 0
     while finished(broker) < len(PROMPTS):
-        worker, _ = made(broker, talking_hash, worker_id=f"w{lives}")
+        worker, _ = made(broker, talking_hash, worker_id=f"w{lives}", generate_flush_ms=0)
         task = asyncio.create_task(worker.run())
         enough = counted(broker) + int(rng.integers(1, 60))
         await until(broker, task, lambda n=enough: counted(broker) >= n or finished(broker) == len(PROMPTS))

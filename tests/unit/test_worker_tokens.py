@@ -151,7 +151,7 @@ async def generated(file: Path, *, lives: bool = False, **settings: object) -> d
         prompt(broker, key, text, ("eddy-seed", b"3"), ("eddy-stop", stop))
     count = 0
     while lives and finished(broker) < len(PROMPTS):
-        worker, _ = made(broker, file, f"w{count}", **settings)
+        worker, _ = made(broker, file, f"w{count}", generate_flush_ms=0, **settings)
         task = asyncio.create_task(worker.run())
         enough = counted(broker) + int(rng.integers(1, 40))
         await until(broker, task, lambda n=enough: counted(broker) >= n or finished(broker) == len(PROMPTS))

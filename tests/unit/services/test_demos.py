@@ -36,9 +36,7 @@ async def test_a_demo_is_over_when_all_is_committed_and_all_of_it_was_read() -> 
     with Pages("127.0.0.1", 0, metrics.registry, lambda: True, lambda: True) as pages:
         assert not await all_done(pages.url, sent=3, seen=0)
         outputs = np.full(2, 0.01)
-        metrics.commit(
-            0.01, parts=1, outputs=2, snapshots=1, snapshot_bytes=9, latency_s=outputs, records_s=np.full(3, 0.01)
-        )
+        metrics.commit(parts=1, outputs=2, snapshots=1, snapshot_bytes=9, latency_s=outputs, records_s=np.full(3, 0.01))
         assert not await all_done(pages.url, sent=4, seen=2), "a record is not done yet"
         assert not await all_done(pages.url, sent=3, seen=1), "an answer was not read yet"
         assert await all_done(pages.url, sent=3, seen=2)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.columns import Segment
-from pipeline.partition import Mark
+from pipeline.mark import Mark
 from services.dlq.letters import Replayed, read_letters
 from services.dlq.replay import Plan
 

@@ -1,0 +1,217 @@
+"""What stands beside a partition's committed offset, and what it is good for: tag, C, D, R, digest. Pure.
+
+Offsets are *done* when their outputs and dead letters are visible: all below C, the committed offset, and the set D
+above it. Sets of offsets are runs ``(first, end)``, ascending, apart from each other, ``end`` not included.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.columns import I64, Bools, Committed
+from pipeline.errors import Broken
+
+MARK_VERSION = 2
+MARK_BYTES_MAX = 3000
+"""Of base64 beside an offset (X2); brokers refuse more than 4,096 by default."""
+_MARK = struct.Struct("<B16sqqH8s")
+DONE_BYTES_MAX = MARK_BYTES_MAX * 3 // 4 - _MARK.size - 3
+"""What D may take of a mark, bytes."""
+
+Run = tuple[int, int]
+"""Offsets from the first to before the second."""
+FOR_EVER = 2**63 - 1
+
+
+def runs_of(offsets: I64) -> tuple[Run, ...]:
+    """Ascending, distinct offsets, int64 ``[n]``."""
+    if not len(offsets):
+        return ()
+    breaks = np.flatnonzero(np.diff(offsets) != 1)
+    firsts = offsets[np.concatenate(([0], breaks + 1))]
+    ends = offsets[np.concatenate((breaks, [len(offsets) - 1]))] + 1
+    return tuple(zip(firsts.tolist(), ends.tolist()))
+
+
+def without(runs: Iterable[Run], taken: Sequence[Run]) -> list[Run]:
+    """``runs`` less ``taken``."""
+    left: list[Run] = []
+    at = 0
+    for begin, end in runs:
+        first = begin
+        while at < len(taken) and taken[at][1] <= first:
+            at += 1
+        i = at
+        while first < end:
+            if i == len(taken) or taken[i][0] >= end:
+                left.append((first, end))
+                break
+            if taken[i][0] > first:
+                left.append((first, taken[i][0]))
+            first = max(first, taken[i][1])
+            i += 1
+    return left
+
+
+def contains(runs: Sequence[Run], offsets: I64) -> Bools:
+    """bool ``[n]``: which of these offsets, in any order, are in ``runs``."""
+    if not runs:
+        return np.zeros(len(offsets), np.bool_)
+    firsts, ends = np.array(runs, np.int64).T
+    at = firsts.searchsorted(offsets, "right") - 1
+    inside: Bools = (at >= 0) & (offsets < ends[at])
+    return inside
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a partition has come: every offset below ``next`` is done but those of ``gaps``."""
+
+    next: int
+    gaps: tuple[Run, ...] = ()
+
+    @property
+    def low(self) -> int:
+        """The first offset that is not done."""
+        return self.gaps[0][0] if self.gaps else self.next
+
+    def and_done(self, done: Sequence[Run]) -> Progress:
+        """With what was ``done`` before."""
+        if not done:
+            return self
+        left = without([*self.gaps, (self.next, FOR_EVER)], done)
+        return Progress(left[-1][0], tuple(left[:-1]))
+
+    @property
+    def done_above(self) -> tuple[Run, ...]:
+        """D: what is done above the first offset that is not."""
+        return tuple(
+            (end, first)
+            for (_, end), (first, _) in zip(self.gaps, [*self.gaps[1:], (self.next, self.next)])
+            if first > end
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether D has room in a mark (X2)."""
+        # Two varints a run: mostly one or two bytes each.
+        return len(self.gaps) * 18 <= DONE_BYTES_MAX or len(_encode_runs(self.low, self.done_above)) <= DONE_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The metadata beside a committed offset (X2)."""
+
+    tag: bytes
+    committed: int
+    """C, once more: an offset set by somebody's tool does not have it."""
+    replay_from: int
+    """R."""
+    digest: bytes
+    done_above: tuple[Run, ...] = ()
+    """D."""
+    version: int = MARK_VERSION
+
+    def encode(self) -> str:
+        head = _MARK.pack(self.version, self.tag, self.committed, self.replay_from, len(self.done_above), self.digest)
+        text = base64.b64encode(head + _encode_runs(self.committed, self.done_above)).decode()
+        if len(text) > MARK_BYTES_MAX:
+            raise Broken(f"offset metadata of {len(text)} bytes, at most {MARK_BYTES_MAX}")
+        return text
+
+    @staticmethod
+    def decode(text: str) -> Mark | None:
+        """None for metadata that is not Eddy's (blank, or another program's)."""
+        try:
+            raw = base64.b64decode(text, validate=True)
+            version, tag, committed, replay_from, runs, digest = _MARK.unpack_from(raw)
+            # Of a version that is not known only the version is believed: the takeover names it.
+            done = _decode_runs(committed, raw[_MARK.size :], runs) if version == MARK_VERSION else ()
+        except (binascii.Error, ValueError, IndexError, struct.error):
+            return None
+        return Mark(tag, committed, replay_from, digest, done, version)
+
+    @property
+    def done(self) -> list[Run]:
+        """All that is done: below C, and D."""
+        return [(-FOR_EVER, self.committed), *self.done_above]
+
+
+def _encode_runs(start: int, runs: Iterable[Run]) -> bytes:
+    """Of each run the distance from the end of the one before it, and its length, as varints."""
+    out = bytearray()
+    for first, end in runs:
+        for number in (first - start, end - first):
+            left = number
+            while left > 127:
+                out.append(left & 127 | 128)
+                left >>= 7
+            out.append(left)
+        start = end
+    return bytes(out)
+
+
+def _decode_runs(start: int, raw: bytes, count: int) -> tuple[Run, ...]:
+    at, runs = 0, []
+    for _ in range(count):
+        pair = []
+        for _ in range(2):
+            number = shift = 0
+            while raw[at] > 127:
+                number |= (raw[at] & 127) << shift
+                shift += 7
+                at += 1
+            pair.append(number | raw[at] << shift)
+            at += 1
+        first = start + pair[0]
+        start = first + pair[1]
+        runs.append((first, start))
+    return tuple(runs)
+
+
+class Tags:
+    """Unique per part: eight random bytes per process start, and a counter (X2)."""
+
+    def __init__(self, incarnation: bytes) -> None:
+        if len(incarnation) != 8:
+            raise ValueError(f"incarnation of {len(incarnation)} bytes, expected 8")
+        self._incarnation, self._count = incarnation, 0
+
+    def next(self) -> bytes:
+        self._count += 1
+        return self._incarnation + self._count.to_bytes(8, "big")
+
+
+def stable_tag(committed: Committed | None) -> bytes | None:
+    """The tag that the group holds; None where it has no offset. An offset that another tool has set names itself."""
+    if committed is None:
+        return None
+    mark = Mark.decode(committed.metadata)
+    return mark.tag if mark is not None else b"not of Eddy: offset %d" % committed.offset
+
+
+class Verdict(enum.Enum):
+    """What the group's stable tag says of a partition's memory."""
+
+    KEEP = "keep"
+    PROMOTE = "promote"
+    """Memory is valid, and its frozen part is committed."""
+    DROP = "drop"
+
+
+def own_rule(base: bytes | None, frozen: bytes | None, stable: bytes | None) -> Verdict:
+    """X4: memory is valid iff the stable tag is its base or the tag of its frozen part.
+
+    ``base``: the tag that the takeover read, then that of the last own part committed; ``frozen``: that of the frozen
+    part, None without one; ``stable``: what the group holds (None: it has no offset, as before a new group's first).
+    """
+    if frozen is not None and stable == frozen:
+        return Verdict.PROMOTE
+    return Verdict.KEEP if stable == base else Verdict.DROP

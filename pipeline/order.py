@@ -1,0 +1,169 @@
+"""Which waiting records of a partition go into the next poll, and which wait for others of their own stream (S1, S5).
+
+A stream that generates takes its next record when it is done; a stream with more steps waiting than one poll takes of a
+stream keeps the rest for the next polls. Both are set aside and their neighbours pass, as far as D has room for the
+gaps that this leaves (X2). In a replay, records that a snapshot includes are left out (X8). Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.columns import RECORD_OVERHEAD, Segment
+from pipeline.mark import Progress, runs_of
+from pipeline.partition import Memory
+from pipeline.streams.slots import Slots
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a partition gives to the next poll, before its streams have their slots."""
+
+    memory: Memory
+    aside: list[tuple[bytes, Segment]]
+    """Records that were set aside before: a stretch of each stream."""
+    stretch: Segment | None
+    """From the backlog."""
+    now: list[int] | None = None
+    """Which of the stretch go now; None: all."""
+    later: dict[bytes, list[int]] = field(default_factory=dict)
+    """Which of it are to be set aside, by stream."""
+
+    def steps(self, step_bytes: int) -> int:
+        """About how many steps of ``step_bytes`` there are, at least one a record."""
+        segments = [segment for _, segment in self.aside] + ([self.stretch] if self.stretch is not None else [])
+        return sum(max(len(s), s.value_bytes // step_bytes) for s in segments)
+
+    def chosen(self) -> Segment | None:
+        """The records of the stretch that go now."""
+        if self.stretch is None or self.now is None:
+            return self.stretch
+        return self.stretch.pick(self.now)
+
+    def settle(self, taken: int) -> None:
+        """``taken`` of the chosen records found their slots: those behind wait as if they had not been looked at, and
+        what is between them is set aside."""
+        memory, stretch = self.memory, self.stretch
+        if stretch is None:
+            return
+        chosen = len(stretch) if self.now is None else len(self.now)
+        if taken < chosen:
+            cut = taken if self.now is None else self.now[taken]
+            stretch, rest = stretch.cut(cut)
+            memory.give_back(rest)
+            self.later = {key: before for key, which in self.later.items() if (before := [i for i in which if i < cut])}
+        memory.aside.add(stretch, self.later)
+        memory.admitted = stretch.next_offset
+
+
+class Order:
+    """See the module. ``each``: steps of one stream in one poll, about; a stream that ``generates`` takes one record at
+    a time, and one that comes meanwhile cuts the generation short if it ``interrupts``."""
+
+    def __init__(self, slots: Slots, each: int, *, generates: bool, interrupts: bool) -> None:
+        self._slots, self._each = slots, each
+        self._generates, self._interrupts = generates, interrupts
+
+    def take(self, memory: Memory, steps: int, step_bytes: int, records_max: int) -> Turn | None:
+        """About ``steps`` steps of ``step_bytes`` each, at most ``records_max`` records; None when none can go."""
+        each = self._records(memory, step_bytes)
+        aside: list[tuple[bytes, Segment]] = []
+        if memory.aside:
+            most = max(1, min(records_max, steps))
+            aside = memory.aside.take(lambda key: self._ready(memory, key), each, most)
+            records_max -= sum(len(s) for _, s in aside)
+            steps -= sum(max(len(s), s.value_bytes // step_bytes) for _, s in aside)
+        turn = Turn(memory, aside, None)
+        if memory.backlog and memory.blocked is None and (not aside or (steps > 0 and records_max > 0)):
+            turn.stretch = memory.take(max(1, steps), step_bytes, records_max)
+            if turn.stretch is not None:
+                self._sort(turn, each)
+        return turn if turn.aside or turn.stretch is not None else None
+
+    def waits(self, memory: Memory) -> bool:
+        """Whether something could go now."""
+        if memory.blocked == "slots":
+            return False
+        if memory.backlog and memory.blocked is None:
+            return True
+        return bool(memory.aside) and memory.aside.any(lambda key: self._ready(memory, key))
+
+    def _records(self, memory: Memory, step_bytes: int) -> int:
+        """Of one stream in one poll."""
+        if self._generates:
+            return 1
+        records = memory.backlog_records + memory.aside.records
+        value_bytes = memory.backlog_bytes + memory.aside.nbytes - RECORD_OVERHEAD * records
+        return max(1, int(self._each / max(1.0, value_bytes / max(1, records) / step_bytes)))
+
+    def _ready(self, memory: Memory, key: bytes) -> bool:
+        """Whether the stream's next record may go now."""
+        return key not in memory.expiring and not self._holds(memory, key)
+
+    def _holds(self, memory: Memory, key: bytes) -> bool:
+        """Whether a generation holds back what comes after it: all of it, or only the step that is in flight."""
+        if not self._generates or (slot := memory.index.get(key)) is None:
+            return False
+        slots = self._slots
+        if self._interrupts:
+            return bool(slots.poll[slot] > slots.finished)
+        return bool(slots.busy[slot])
+
+    def _sort(self, turn: Turn, each: int) -> None:
+        memory = turn.memory
+        stretch = turn.stretch
+        assert stretch is not None
+        if memory.replaying and len(stretch) and stretch.offsets[0] < memory.replay_until:
+            stretch = turn.stretch = _not_applied(memory, stretch)
+        looks = self._generates or memory.aside or memory.expiring
+        if not looks and (len(stretch) <= each or max(Counter(stretch.keys).values()) <= each):
+            return
+        self._set_aside(turn, stretch, each)
+        if not turn.later:
+            turn.now = None
+            return
+        waiting = np.sort(np.concatenate([stretch.offsets[which] for which in turn.later.values()]))
+        gaps = (*memory.aside.runs, *runs_of(waiting))
+        if Progress(stretch.next_offset, gaps).and_done(memory.replay).fits:
+            return
+        # D has no room for what would pass them: what is behind the first of them waits with it.
+        cut = int(np.searchsorted(stretch.offsets, waiting[0]))
+        turn.stretch, rest = stretch.cut(cut)
+        memory.give_back(rest)
+        memory.blocked = "order"
+        turn.now, turn.later = None, {}
+
+    def _set_aside(self, turn: Turn, stretch: Segment, each: int) -> None:
+        """Record by record, where some may have to wait: a tenth of a microsecond and more for each."""
+        memory, later, now = turn.memory, turn.later, []
+        seen = Counter({key: len(segment) for key, segment in turn.aside})
+        for i, key in enumerate(stretch.keys):
+            if key is None:
+                now.append(i)
+            elif key in later or key in memory.aside or seen[key] >= each or not self._ready(memory, key):
+                later.setdefault(key, []).append(i)
+            else:
+                seen[key] += 1
+                now.append(i)
+        turn.now = now
+
+
+def _not_applied(memory: Memory, stretch: Segment) -> Segment:
+    """The records that their streams' snapshots do not include (X8), one by one: a replay is rare."""
+    slots, index = memory.slots, memory.index
+    keys = list({key for key in stretch.keys if key is not None and key not in index})
+    read = memory.tier.read(memory.partition, keys)
+    away = dict(zip((keys[i] for i in read.found.tolist()), read.applied.tolist()))
+
+    def applied(key: bytes) -> int:
+        slot = index.get(key)
+        if slot is not None:
+            return int(slots.applied[slot])
+        return int(max(away.get(key, -1), memory.ended.get(key, -1)))
+
+    offsets = stretch.offsets.tolist()
+    which = [i for i, key in enumerate(stretch.keys) if key is None or offsets[i] > applied(key)]
+    return stretch if len(which) == len(stretch) else stretch.pick(which)
