@@ -31,6 +31,19 @@ def number(
     parser.add_argument(flag, type=convert, default=default, metavar="N", help=f"{text} [{default:g}]")
 
 
+def add_codec_and_head(parser: argparse.ArgumentParser) -> None:
+    """Adds what is said of a model that becomes a model folder: how it is read, how it answers, how equal it must be."""
+    add = parser.add_argument
+    add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
+    add("--tokenizer", type=Path, metavar="FILE", help="the codec text takes the tokens of this tokenizer.json")
+    add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
+    add("--head", default="tensor", help="tensor, classify, generate or transcribe [tensor]")
+    add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
+    add("--head-output", metavar="NAME", help="output that feeds the head [all, or the only one]")
+    add("--labels", default="", metavar="A,B", help="classes of classify and transcribe; @FILE has one a line")
+    add("--tolerance", type=float, metavar="X", help="largest relative difference [1e-4; 5e-3 with float16]")
+
+
 def words_of(text: str) -> list[str]:
     """``a, b`` -> a and b."""
     return [word.strip() for word in text.split(",") if word.strip()]

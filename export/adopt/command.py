@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from export.arguments import Commands, labels_of, settings_of
+from export.arguments import Commands, add_codec_and_head, labels_of, settings_of
 from pipeline.errors import UserError
 
 EXAMPLES = """examples:
@@ -59,14 +59,7 @@ def add_adopt_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     add("--hop", type=int, metavar="N", help="elements of a step along its free axis [found]")
     add("--time-axis", default="auto", choices=("auto", "none", "0", "1", "2", "3"), help="of the step inputs [found]")
     add("--single", action="store_true", help="serve one stream at a time, whatever a batch could do")
-    add("--tolerance", type=float, metavar="X", help="largest relative difference [1e-4; 5e-3 with float16]")
-    add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
-    add("--tokenizer", type=Path, metavar="FILE", help="the codec text takes the tokens of this tokenizer.json")
-    add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
-    add("--head", default="tensor", help="tensor, classify, generate or transcribe [tensor]")
-    add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
-    add("--head-output", metavar="NAME", help="output that feeds the head [all, or the only one]")
-    add("--labels", default="", metavar="A,B", help="classes of the head classify; @FILE has one a line")
+    add_codec_and_head(parser)
     add("--json", action="store_true", help="the result, or the refusal, as one JSON object")
     parser.set_defaults(handler=_adopt)
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.arguments import PRECISIONS, Commands, labels_of, settings_of, words_of
+from export.arguments import PRECISIONS, Commands, add_codec_and_head, labels_of, settings_of, words_of
 from export.extras import need
 from export.tasks import TASKS
 from pipeline.errors import ConfigError, ModelError
@@ -70,15 +70,8 @@ def add_export_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add("--state-names", default="", metavar="A,B", help="[the module's state_names, or forward's parameters]")
     add("--output-names", default="", metavar="A,B", help="[the module's output_names, or output]")
-    add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
-    add("--tokenizer", type=Path, metavar="FILE", help="the codec text takes the tokens of this tokenizer.json")
-    add("--codec-setting", action="append", default=[], metavar="KEY=VALUE", help="JSON, text or @FILE of JSON; repeat")
-    add("--head", default="tensor", help="tensor, classify, generate or transcribe [tensor]")
-    add("--head-setting", action="append", default=[], metavar="KEY=VALUE", help="the same for the head")
-    add("--head-output", metavar="NAME", help="output that feeds the head [all, or the only one]")
+    add_codec_and_head(parser)
     add("--language-model", type=Path, metavar="FILE", help="the head transcribe searches with it")
-    add("--labels", default="", metavar="A,B", help="classes of classify and transcribe; @FILE has one a line")
-    add("--tolerance", type=float, metavar="X", help="largest relative difference [1e-4; 5e-3 with float16]")
     add(
         "--precision",
         choices=PRECISIONS,
