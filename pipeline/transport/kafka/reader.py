@@ -31,7 +31,7 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.columns import Membership, Segment
 from pipeline.config import Config
-from pipeline.errors import ConfigError, IdentityTaken, TakeoverError, UserError
+from pipeline.errors import ConfigError, IdentityTaken, TakeoverError, TopicError, UserError
 from pipeline.transport.base import AssignmentListener
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import CLOSE_S, GROUP, Client
@@ -149,7 +149,7 @@ class Reader(ConsumerRebalanceListener):
         self._damaged: dict[int, int] = {}
         self._beyond: set[int] = set()
         self._wake = asyncio.Event()
-        self._ended = False
+        self._ended = self._void = False
         self._fetcher = ColumnFetcher(
             client,
             self._subscription,
@@ -237,6 +237,7 @@ class Reader(ConsumerRebalanceListener):
         """The worker is told, once, that this transport can go on no longer."""
         if not self._ended:
             self._ended = True
+            self._void = isinstance(reason, TopicError)
             self._running.clear()
             self._listener.on_lost(reason)
 
@@ -365,6 +366,9 @@ class Reader(ConsumerRebalanceListener):
     async def stop(self) -> None:
         """Ends fetching and membership; bounded. The client is the caller's to close."""
         self._ended = True
+        if self._void:
+            # The group keeps a static member's assignment for its next life: one of topics that are gone, maybe empty.
+            await self.leave()
         await self._end_membership()
         await _bounded(self._fetcher.close(), [self._fetcher.task])
 
