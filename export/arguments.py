@@ -32,7 +32,7 @@ def number(
 
 
 def add_codec_and_head(parser: argparse.ArgumentParser) -> None:
-    """Adds what is said of a model that becomes a model folder: how it is read, how it answers, how equal it must be."""
+    """Adds what is said of a model folder to be written: how it is read, how it answers, how equal it must be."""
     add = parser.add_argument
     add("--codec", default="tensor", help="tensor, text, audio or video [tensor]")
     add("--tokenizer", type=Path, metavar="FILE", help="the codec text takes the tokens of this tokenizer.json")
