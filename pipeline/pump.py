@@ -65,6 +65,10 @@ class Pump:
         """A run with records of this partition below ``until`` failed: each of them runs alone (X11)."""
         self._suspects[partition] = max(until, self._suspects.get(partition, 0))
 
+    def suspects(self, partition: int, offset: int) -> bool:
+        """Whether this record was in a run that failed."""
+        return offset < self._suspects.get(partition, 0)
+
     def next(self, memories: Sequence[Memory], now_s: float, now_ms: int) -> Poll | None:
         """The next poll of these partitions, admitted and bound; None when nothing can go now."""
         self._unblock(memories)

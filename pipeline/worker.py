@@ -394,10 +394,12 @@ class Worker:
             memory = s.memory
             if memory.closed or s.idle:
                 continue
-            if alone:
+            # A first failure may be the device's: only who fails again by itself is at fault.
+            fault = alone and self._pump.suspects(memory.partition, int(poll.offsets[0]))
+            if fault:
                 self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
             self._pump.suspect(memory.partition, s.next_offset)
-            if not alone and self._ownership.failed_run(memory.partition) > FAILURES_MAX:
+            if not fault and self._ownership.failed_run(memory.partition) > FAILURES_MAX:
                 self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
             else:
                 self._ownership.retake(memory.partition, f"the model failed: {failed}")
