@@ -7,7 +7,7 @@ All methods are called on one event loop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,19 @@ class LogRange:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """One member of the consumer group."""
+
+    name: str
+    """Its group instance id, which is a worker's id; the member id where it has none."""
+    member_id: str
+    client_id: str
+    host: str
+    partitions: tuple[int, ...]
+    """Of the input; none while the group rebalances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,18 @@ class Transport(Protocol):
         time limit, TakeoverError for what cannot be read, and where ``start`` lies beyond the watermark: what was read
         of this log before is void then (X14).
         """
+
+    def follow(self, partitions: Mapping[int, int]) -> AsyncIterator[tuple[int, Changelog]]:
+        """Changelog partitions from these offsets on (or where the log begins, if that is later), read committed, as
+        they go on: partition and stretch, until it is closed or cancelled (a standby).
+
+        Costs one request of the broker at a time, however many partitions. It waits while no broker answers. Raises
+        TakeoverError naming the partition that cannot be read on (its log ends before the offset: what was read of it
+        is void; or it is damaged), NotAuthorized: the others have to be followed anew, from where they had come.
+        """
+
+    async def members(self) -> list[GroupMember]:
+        """Who is in the group now, by name. Raises CommitError past the time limit, NotAuthorized."""
 
     async def settle(self) -> None:
         """Makes the writer usable again after any failure: InitProducerId until no CONCURRENT_TRANSACTIONS (X11).

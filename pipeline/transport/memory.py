@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.columns import Changelog, Committed, Headers, Membership, Part, Records, Segment, as_list
 from pipeline.config import Config
 from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TakeoverError, TopicError
-from pipeline.transport.base import AssignmentListener, LogRange, Written
+from pipeline.transport.base import AssignmentListener, GroupMember, LogRange, Written
 
 FETCH_RECORDS = 32768
 """Most records of one partition in one fetch."""
@@ -252,6 +252,27 @@ class MemoryTransport:
         if start < end:
             entries = log[start:end]
             yield Changelog([e.key or b"" for e in entries], [e.value for e in entries], np.arange(start, end), end)
+
+    async def follow(self, partitions: Mapping[int, int]) -> AsyncIterator[tuple[int, Changelog]]:
+        positions = dict(partitions)
+        arrived = self._broker.listen()
+        try:
+            while True:
+                arrived.clear()
+                for partition, start in positions.items():
+                    async for stretch in self.changelog(partition, start):
+                        positions[partition] = stretch.next_offset
+                        yield partition, stretch
+                await arrived.wait()
+        finally:
+            self._broker.unlisten(arrived)
+
+    async def members(self) -> list[GroupMember]:
+        members = [
+            GroupMember(m._config.worker_id or name, name, self.name, "", tuple(sorted(m._positions)))
+            for name, m in self._group.members.items()
+        ]
+        return sorted(members, key=lambda member: member.name)
 
     # ---- the writer
 

@@ -408,6 +408,56 @@ class TransportSuite:
             await anext(aiter(giving_up))
             assert await read(1, 0) == sent[1]
 
+    async def test_changelogs_are_followed_as_they_go_on(self, world: World) -> None:
+        async with self.member(world) as member:
+            membership, transport = await member.until_assigned(), member.transport
+
+            async def commit(*partitions: int, value: bytes | None) -> None:
+                row = records([b"k", b"l"], [value, b"row"])
+                await transport.commit(membership, [part(p, 1, snapshots=row) for p in partitions])
+
+            await commit(0, 1, 2, value=b"before")
+            at = {0: 0, 1: 1, 3: 0}
+            seen: list[tuple[int, int, bytes, bytes | None]] = []
+            grown = asyncio.Condition()
+
+            async def follow() -> None:
+                async for partition, stretch in transport.follow(at):
+                    at[partition] = stretch.next_offset
+                    async with grown:
+                        seen.extend((partition, *row) for row in rows_of(stretch))
+                        grown.notify_all()
+
+            async def until(n: int) -> None:
+                async with asyncio.timeout(WAIT_S), grown:
+                    await grown.wait_for(lambda: len(seen) >= n)
+
+            following = asyncio.create_task(follow())
+            await until(3)
+            assert sorted(seen) == [(0, 0, b"k", b"before"), (0, 1, b"l", b"row"), (1, 1, b"l", b"row")]
+            seen.clear()
+            await commit(1, 2, 3, value=None)
+            await until(4)
+            assert [row[2:] for row in seen if row[0] == 1] == [(b"k", None), (b"l", b"row")]
+            assert [row[2:] for row in seen if row[0] == 3] == [(b"k", None), (b"l", b"row")]
+            assert {row[0] for row in seen} == {1, 3}
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            seen.clear()
+            # Anew, from where it had come, and with another one beside.
+            await commit(0, value=b"after")
+            at |= {2: 0}
+            following = asyncio.create_task(follow())
+            await until(6)
+            assert [row[2:] for row in seen if row[0] == 0] == [(b"k", b"after"), (b"l", b"row")]
+            assert [row[3] for row in seen if row[0] == 2] == [b"before", b"row", None, b"row"]
+            assert len(seen) == 6
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            with pytest.raises(TakeoverError, match=r"ends.* before 1000: it was made anew") as trouble:
+                await anext(aiter(transport.follow({0: at[0], 3: 1_000})))
+            assert trouble.value.partition == 3
+
     async def test_an_empty_changelog_ends_at_once(self, world: World) -> None:
         async with self.member(world) as member:
             assert [s async for s in member.transport.changelog(0)] == []
@@ -422,6 +472,20 @@ class TransportSuite:
             assert await member.transport.starting_offset(1) == 6
 
     # The group
+
+    async def test_members_are_known_by_name(self, world: World) -> None:
+        async with self.member(world, "w1") as first:
+            await first.until_assigned(4)
+            (alone,) = await first.transport.members()
+            assert (alone.name, alone.partitions) == ("w1", (0, 1, 2, 3))
+            async with self.member(world, "w0") as second:
+                await second.until_assigned(2)
+                await first.until_assigned(2)
+                both = await first.transport.members()
+                assert [m.name for m in both] == ["w0", "w1"]
+                assert [m.partitions for m in both] == [second.partitions, first.partitions]
+            await first.until_assigned(4)
+            assert [m.name for m in await first.transport.members()] == ["w1"]
 
     async def test_two_members_share_and_a_leaver_hands_over(self, world: World) -> None:
         async with self.member(world, "w0") as first:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,6 +196,33 @@ async def test_a_topic_that_takes_only_small_batches_gets_smaller_ones(world: Ka
         await member.transport.commit(membership, parts)
         with pytest.raises(PartRefused):
             await member.transport.commit(membership, [part(0, n, outputs=records([b"k"], [b"x" * 200_000]))])
+
+
+# Standbys
+
+
+async def test_following_many_changelogs_costs_one_request_at_a_time(
+    world: KafkaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with member_of(world) as member:
+        transport = member.transport
+        assert isinstance(transport, KafkaTransport)
+        sent: list[int] = []
+        client = transport._opened.following
+        send = client.send
+
+        async def counted(node: int, request: Any, **more: Any) -> Any:
+            sent.append(sum(len(partitions) for _, partitions in request.topics))
+            return await send(node, request, **more)
+
+        monkeypatch.setattr(client, "send", counted)
+        following = asyncio.ensure_future(anext(aiter(transport.follow(dict.fromkeys(range(PARTITIONS), 0)))))
+        await asyncio.sleep(1.5)
+        assert not following.done()
+        assert 2 <= len(sent) <= 1.5 / 0.2 + 3
+        assert set(sent) == {PARTITIONS}
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 # A broker that is away

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
 from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED
@@ -80,11 +80,54 @@ async def read_changelog(
 ) -> AsyncIterator[Changelog]:
     """A changelog; see ``read_log``. ``fetcher``: of this topic, for many partitions at once."""
     async for fetched in _read(client, topic, partition, start, patience_s, owners, fetcher):
-        try:
-            for stretch in changelogs(fetched.data, fetched.position, fetched.aborted):
-                yield stretch
-        except CorruptRecordException as error:
-            raise _damaged(topic, partition, fetched.position, error) from error
+        for stretch in _stretches(topic, partition, fetched):
+            yield stretch
+
+
+async def follow_changelogs(
+    client: Client, topic: str, partitions: Mapping[int, int], fetcher: LogFetcher
+) -> AsyncIterator[tuple[int, Changelog]]:
+    """Partitions of a changelog from these offsets, as they go on. It ends only by being closed.
+
+    Raises NotAuthorized, TakeoverError for what no repetition helps; TimeoutError where a log's begin is not told.
+    """
+    arrived = asyncio.Event()
+    cursors = [fetcher.open(partition, start, arrived) for partition, start in partitions.items()]
+    try:
+        while True:
+            arrived.clear()
+            for cursor in cursors:
+                fetched, partition = cursor.take(), cursor.partition
+                if fetched is None:
+                    continue
+                if fetched.code == wire.OFFSET_OUT_OF_RANGE:
+                    begin = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
+                    if begin <= cursor.position:
+                        raise TakeoverError(partition, f"{topic} ends before {cursor.position}: it was made anew")
+                    cursor.seek(begin)
+                    continue
+                _check(topic, partition, fetched.code)
+                for stretch in _stretches(topic, partition, fetched):
+                    yield partition, stretch
+            await arrived.wait()
+    finally:
+        for cursor in cursors:
+            fetcher.shut(cursor)
+
+
+def _stretches(topic: str, partition: int, fetched: Fetched) -> Iterator[Changelog]:
+    try:
+        yield from changelogs(fetched.data, fetched.position, fetched.aborted)
+    except CorruptRecordException as error:
+        raise _damaged(topic, partition, fetched.position, error) from error
+
+
+def _check(topic: str, partition: int, code: int) -> None:
+    """Raises what a fetch's error number means where no repetition helps."""
+    if code in wire.NOT_AUTHORIZED:
+        raise NotAuthorized(f"not authorized: allow Read on the topic {topic!r}")
+    if code:
+        raise TakeoverError(partition, f"{topic} cannot be read: error {code}")
 
 
 async def read_log(client: Client, topic: str, partition: int, start: int, patience_s: float) -> AsyncIterator[Segment]:
@@ -153,11 +196,8 @@ async def _read(
                 # The cleaner may have removed the first segment after we had asked where the log begins.
                 position = (await offsets_at(client, topic, [partition], EARLIEST, committed=False))[partition]
                 cursor.seek(position)
-            elif fetched.code in wire.NOT_AUTHORIZED:
-                raise NotAuthorized(f"not authorized: allow Read on the topic {topic!r}")
-            elif fetched.code:
-                raise TakeoverError(partition, f"{topic} cannot be read: error {fetched.code}")
             else:
+                _check(topic, partition, fetched.code)
                 position, heard, watch = fetched.next_offset, clock(), None
                 yield fetched
     finally:

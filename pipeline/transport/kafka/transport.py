@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from aiokafka.errors import (
 from pipeline.columns import Changelog, Committed, Membership, Part, Segment
 from pipeline.config import Config
 from pipeline.errors import CommitError, NotAuthorized, OutcomeUnknown, Unreachable, UserError
-from pipeline.transport.base import AssignmentListener, LogRange, Written
+from pipeline.transport.base import AssignmentListener, GroupMember, LogRange, Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client, unreachable
 from pipeline.transport.kafka.dead_owners import DeadOwners
-from pipeline.transport.kafka.fetching import RESTORE, LogFetcher
-from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at, read_changelog
+from pipeline.transport.kafka.fetching import FOLLOW, RESTORE, LogFetcher
+from pipeline.transport.kafka.groups import members_of
+from pipeline.transport.kafka.logs import EARLIEST, LATEST, follow_changelogs, offsets_at, read_changelog
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
 from pipeline.transport.kafka.topic_watch import TopicWatch
@@ -64,6 +65,9 @@ class _Open:
     dead_owners: DeadOwners
     topics: TopicWatch
     restorer: LogFetcher
+    following: Client
+    """For a standby: connected when it is first used."""
+    follower: LogFetcher
 
     @staticmethod
     def of(config: Config, listener: AssignmentListener) -> _Open:
@@ -83,7 +87,7 @@ class _Open:
         }
         written = (config.output, config.dead_letters, config.changelog)
         reader = Reader(config, reading, listener)
-        restoring = Client(servers, name, config.request_timeout_ms)
+        restoring, following = (Client(servers, name, config.request_timeout_ms) for _ in range(2))
         return _Open(
             reading,
             writing,
@@ -94,13 +98,16 @@ class _Open:
             DeadOwners(writing, lanes, lane, written, config.transaction_timeout_ms),
             TopicWatch(writing, topics, reader.lose),
             LogFetcher(restoring, config.changelog, RESTORE),
+            following,
+            LogFetcher(following, config.changelog, FOLLOW),
         )
 
     async def close(self) -> None:
         await self.topics.stop()
-        await self.restorer.close()
+        await asyncio.gather(self.restorer.close(), self.follower.close())
         await self.reader.stop()
-        await asyncio.gather(self.reading.shut(), self.writing.shut(), self.restoring.shut())
+        clients = (self.reading, self.writing, self.restoring, self.following)
+        await asyncio.gather(*(client.shut() for client in clients))
 
 
 def _why_not(error: BaseException, config: Config) -> UserError | None:
@@ -259,6 +266,22 @@ class KafkaTransport:
                 yield stretch
         except (TimeoutError, KafkaError) as error:
             raise OutcomeUnknown(f"{topic}-{partition} cannot be read yet: {error!r}") from error
+
+    async def follow(self, partitions: Mapping[int, int]) -> AsyncIterator[tuple[int, Changelog]]:
+        """See Transport.follow. Raises OutcomeUnknown where no broker answers at its beginning."""
+        it, topic = self._opened, self._config.changelog
+        try:
+            if not it.following.cluster.brokers():
+                async with asyncio.timeout(it.following.limit_s):
+                    await it.following.bootstrap()
+            async for found in follow_changelogs(it.writing, topic, partitions, it.follower):
+                yield found
+        except (TimeoutError, KafkaError) as error:
+            raise OutcomeUnknown(f"{topic} cannot be followed yet: {error!r}") from error
+
+    async def members(self) -> list[GroupMember]:
+        """See Transport.members."""
+        return await members_of(self._opened.writing, self._config.group, self._config.input)
 
     async def settle(self) -> None:
         """See Transport.settle. Raises OutcomeUnknown past the time limit, NotAuthorized: call it again."""
