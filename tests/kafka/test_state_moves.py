@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.streams.snapshots import Restored
 from services.broker import Broker
 from services.cli import build_parser
-from services.state import export, install
+from services.state import export, install, moving
 from services.state.file import Rows, read_head, read_rows
 from services.state.group import Held, View, opened
 from tests.kafka.commands import eddy, one_line, told
@@ -211,7 +211,8 @@ def test_what_would_not_be_exact_is_not_moved(small: tuple[Topics, Path, Path], 
         assert "has members: w at " in one_line(eddy(*to_target))
         assert f"group '{topics.input}-g' has members: w at " in one_line(eddy("state", "import", file, *of(topics)))
         assert worker.alive
-        assert worker.ready, "looking at the members has disturbed the group"
+        assert worker.ready
+        assert worker.log.count("assigned partitions") == 1, "looking at the members has disturbed the group"
         worker.drained()
         judged.close()
     # Streams that are there.
@@ -318,3 +319,41 @@ async def test_states_that_move_while_they_are_read_are_not_exported(
     judged.close()
     assert await asyncio.to_thread(export.export, arguments) == 0
     assert sum(len(rows.keys) for rows in read_rows(tmp_path / "moving", read_head(tmp_path / "moving"))) == 21
+
+
+async def test_an_input_that_grows_while_it_is_moved_is_not_moved(
+    small: tuple[Topics, Path, Path], unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics, _, _ = small
+    target = make_topics(topics.address, unique, 3)
+    read = moving.read_settled
+
+    async def slowly(view: View, of: Held, digest: bytes, row_bytes: int) -> Restored:
+        if of.partition == 1:
+            produce(topics.address, topics.input, [(b"late", steps(1))])
+        return await read(view, of, digest, row_bytes)
+
+    monkeypatch.setattr(moving, "read_settled", slowly)
+    command = ["state", "repartition", *of(topics), "--to", target.input, "--new-group", f"{target.input}-g"]
+    with pytest.raises(UserError, match="stop its producers"):
+        await asyncio.to_thread(moving.repartition, build_parser().parse_args(command))
+
+
+def test_a_key_in_two_partitions_has_no_one_place_to_go(cluster: Broker, unique: Unique, tmp_path: Path) -> None:
+    topics, target = make_topics(cluster.address, unique, 2), make_topics(cluster.address, unique, 3)
+    for partition in range(2):
+        produce(topics.address, topics.input, [(b"k", steps(partition))], partition=partition)
+    served(topics, rolling_hash(tmp_path / "hash" / "1"), 2)
+    moved = eddy("state", "repartition", *of(topics), "--to", target.input, "--new-group", "another")
+    assert "stream 'k' is there twice" in one_line(moved)
+    ended = eddy("state", "end", "--input", topics.input, "k", "--partition", 0)
+    assert f"k: ended by {topics.input}, partition 0, offset 1" in ended.stdout
+    served(topics, rolling_hash(tmp_path / "hash" / "1"), 2)
+    assert told("state", "repartition", *of(topics), "--to", target.input, "--new-group", "another")["streams"] == 1
+    produce(target.address, target.input, [(b"k", steps(9))])
+    worker = target.worker(rolling_hash(tmp_path / "hash" / "1"), group="another")
+    with workers(worker):
+        judged = Reader(target.address, target.output)
+        judged.until(1, of=[worker])
+        assert hashed(judged.records) == {b"k": [rolling_hash_reference(np.array([1, 9]))[1]]}
+        judged.close()

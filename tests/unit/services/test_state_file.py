@@ -81,6 +81,13 @@ def test_no_damage_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, wher
             list(read_rows(path, read_head(path)))
 
 
+def test_a_stream_that_is_missing_whole_is_noticed(tmp_path: Path) -> None:
+    two, three = write(tmp_path / "s", rows(0, 2)), write(tmp_path / "s", rows(0, 3))
+    (tmp_path / "s").write_bytes(two[: len(two) - 16] + three[-16:])
+    with pytest.raises(UserError, match="should hold 3 streams"):
+        list(read_rows(tmp_path / "s", HEAD))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
