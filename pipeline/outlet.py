@@ -177,6 +177,8 @@ class Outlet:
         else:
             keys = [poll.keys[i] for i in index.tolist()]
             offsets, timestamps = poll.offsets[index], poll.timestamps[index]
+        if answered.offsets is not None and answered.timestamps is not None:
+            offsets, timestamps = answered.offsets[lo:hi], answered.timestamps[lo:hi]
         extra = answered.extra[lo:hi] if answered.extra is not None else None
         if poll.headers is not None:
             extra = _with_trace(extra, [poll.headers[i] for i in index.tolist()])
@@ -190,6 +192,8 @@ class Outlet:
             answered.index[shown],
             values[shown] if isinstance(values, np.ndarray) else [values[j] for j in picked],
             [answered.extra[j] for j in picked] if answered.extra is not None else None,
+            answered.offsets[shown] if answered.offsets is not None else None,
+            answered.timestamps[shown] if answered.timestamps is not None else None,
         )
         return self._records_out(dataclasses.replace(poll, hidden=None), share, some)
 

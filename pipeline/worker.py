@@ -102,6 +102,7 @@ class Worker:
             config.max_call_steps,
             1 if contract.time_axis is None else TIME_MAX,
         )
+        head.interrupts = config.on_input == "interrupt"
         self._intake = Intake(
             contract,
             codec,
@@ -142,7 +143,7 @@ class Worker:
         )
         kept = head.reads if head.keeps == "all" else ()
         kept_bytes = contract.step_bytes + sum(contract.output(name).nbytes for name in kept)
-        order = Order(slots, STREAM_STEPS, generates=head.generates, interrupts=config.on_input == "interrupt")
+        order = Order(slots, STREAM_STEPS, generates=head.generates, interrupts=head.interrupts)
         self._policy = SnapshotPolicy(
             0 if self._intake.binds else config.snapshot_interval_ms / 1e3, config.snapshot_bytes_per_second, row_bytes
         )

@@ -50,9 +50,9 @@ class Answered:
     extra: list[Headers] | None = None
     """Headers beside ``eddy-model`` and ``eddy-source``."""
     offsets: I64 | None = None
-    """For ``fed``: input offset that each answers."""
+    """Input offset that each answers; always for ``fed``, else None where it is the record's own."""
     timestamps: I64 | None = None
-    """For ``fed``: the timestamp of that input record."""
+    """The timestamp of that input record."""
 
 
 NOTHING = Answered(np.empty(0, np.int64), [])
@@ -68,6 +68,8 @@ class Head(ABC):
     choices: Literal["none", "outputs"] = "none"
     """Whether its outputs are choices (X7): no function of snapshot and records."""
     generates: bool = False
+    interrupts: bool = False
+    """A record may come to a stream that generates, and cuts it short; else it waits until that is over."""
 
     def refuse(self, headers: list[Headers] | None) -> dict[int, RecordError]:
         """Records whose headers ask for what cannot be done, by index; asked before anything of them is applied."""

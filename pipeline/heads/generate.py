@@ -4,7 +4,8 @@ A record with at least one step is a prompt. ``answer`` draws the first token fr
 the stream feeds itself (S5): ``feed`` gives the token drawn, ``fed`` draws the next. The last token drawn is shown and
 not fed. What becomes visible goes out as UTF-8 in pieces, with the header ``eddy-step``: the index of the first
 generated step in the piece. The last piece, maybe empty, has ``eddy-finish``: ``end`` (the model drew its end token),
-``stop`` (a stop text came; it is not shown) or ``length`` (as many tokens as asked for).
+``stop`` (a stop text came; it is not shown), ``length`` (as many tokens as asked for) or ``interrupt`` (another record
+came meanwhile, where records do not wait).
 
 All of a generation is in its stream's row, all zero when none runs: 226 bytes, 362 where tokens are a tokenizer's. A
 draw is a function of seed, key, offset of the prompt and step: it is the same wherever and beside whomever the stream
@@ -111,7 +112,36 @@ class GenerateHead(Head):
         return refused
 
     def answer(self, finished: Finished, memory: U8) -> Answered:
-        """First tokens of the prompts. Raises Broken for a prompt that did not wait for the generation before it."""
+        """First tokens of the prompts, and the last pieces of generations that they cut short. Raises Broken for a
+        prompt that did not wait for the generation before it, unless it interrupts."""
+        cut = self._cut_short(finished, memory)
+        begun = self._begin(finished, memory)
+        return begun if cut is None else _side_by_side(cut, begun, finished)
+
+    def _cut_short(self, finished: Finished, memory: U8) -> Answered | None:
+        """One by one: what is held of generations that end here; None where there are none."""
+        comes = (finished.counts > 0) | finished.ended
+        index = np.flatnonzero(comes & (memory[finished.slots, 0] != 0))
+        if not len(index):
+            return None
+        if not self.interrupts:
+            raise Broken("a prompt was applied to a stream that is still generating")
+        raw = memory[finished.slots[index]]
+        rows = self._rows(raw)
+        texts: list[bytes | None] = []
+        extra: list[Headers] = []
+        for i in range(len(index)):
+            step, held, carry = int(rows["step"][i]), *_waiting(raw[i], rows[i : i + 1])
+            steps = [step]
+            if held or carry:
+                steps = self._steps_of(rows[i : i + 1], held, carry, step)
+            texts.append(flush(held, carry))
+            extra.append(((STEP, b"%d" % steps[0]), (FINISH, b"interrupt")))
+        offsets, timestamps = rows["offset"].copy(), rows["timestamp"].copy()
+        memory[finished.slots[index]] = 0
+        return Answered(index, texts, extra, offsets, timestamps)
+
+    def _begin(self, finished: Finished, memory: U8) -> Answered:
         index = np.flatnonzero(finished.counts)
         raw = np.tile(self._template, (len(index), 1))
         if finished.headers is not None:
@@ -123,8 +153,6 @@ class GenerateHead(Head):
         if not len(index):
             return NOTHING
         slots = finished.slots[index]
-        if memory[slots, 0].any():
-            raise Broken("a prompt was applied to a stream that is still generating")
         rows = self._rows(raw)
         rows["active"] = 1
         rows["offset"] = finished.offsets[index]
@@ -196,13 +224,10 @@ class GenerateHead(Head):
         self, raw: U8, row: NDArray[Any], token: int, step: int, last: bool
     ) -> tuple[bytes | None, Headers, bool]:
         """One row, one token -> its piece (None: nothing to see), the piece's headers, whether that was the last."""
-        held = raw[_HELD][: int(row["held_bytes"][0])].tobytes()
-        carry = raw[_CARRY][: int(row["carry_bytes"][0])].tobytes()
+        held, carry = _waiting(raw, row)
+        steps = self._steps_of(row, held, carry, step)
         if self._unit == "tokens":
-            steps = [*row["steps"][0, : len(held) + len(carry)].tolist(), *([step] * len(self._texts[token])), step]
-        else:
-            count = len(held.decode()) if self._unit == "characters" else len(held)
-            steps = [step - count - len(carry)]
+            steps += [*([step] * len(self._texts[token])), step]
         first = (STEP, b"%d" % steps[0])
         if token == self._end:
             return flush(held, carry), (first, (FINISH, b"end")), True
@@ -219,6 +244,15 @@ class GenerateHead(Head):
             row["steps"][0] = 0
             row["steps"][0, :waiting] = steps[len(steps) - 1 - waiting : -1]
         return shown.text or None, (first,), False
+
+    def _steps_of(self, row: NDArray[Any], held: bytes, carry: bytes, step: int) -> list[int]:
+        """The steps of what waits, the first one first: of each byte where tokens are a tokenizer's, else of the first
+        alone. ``step``: that of the next token."""
+        if self._unit == "tokens":
+            of_bytes: list[int] = row["steps"][0, : len(held) + len(carry)].tolist()
+            return of_bytes
+        count = len(held.decode()) if self._unit == "characters" else len(held)
+        return [step - count - len(carry)]
 
     def _row_of(self, request: Request) -> U8:
         """The row of a generation that is yet to begin, ``uint8 [memory_bytes]``."""
@@ -241,6 +275,28 @@ class GenerateHead(Head):
 def stream_number(key: bytes) -> int:
     """64 bits of a key, for the draws."""
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
+
+
+def _waiting(raw: U8, row: NDArray[Any]) -> tuple[bytes, bytes]:
+    """Of one row: text that may belong to a stop text, and the first bytes of a character."""
+    held = raw[_HELD][: int(row["held_bytes"][0])].tobytes()
+    return held, raw[_CARRY][: int(row["carry_bytes"][0])].tobytes()
+
+
+def _side_by_side(cut: Answered, begun: Answered, finished: Finished) -> Answered:
+    """A record's last piece of what it cuts short comes before its own first one."""
+    index = np.concatenate([cut.index, begun.index])
+    order = index.argsort(kind="stable").tolist()
+    texts = [*cut.values, *begun.values]
+    extra = [*(cut.extra or ()), *(begun.extra or ())]
+    cut_offsets, cut_timestamps = cut.offsets, cut.timestamps
+    assert cut_offsets is not None
+    assert cut_timestamps is not None
+    offsets = np.concatenate([cut_offsets, finished.offsets[begun.index]])
+    timestamps = np.concatenate([cut_timestamps, finished.timestamps[begun.index]])
+    return Answered(
+        index[order], [texts[j] for j in order], [extra[j] for j in order], offsets[order], timestamps[order]
+    )
 
 
 def _stops_of(raw: U8, row: NDArray[Any]) -> list[bytes]:

@@ -12,7 +12,7 @@ from pipeline.columns import Headers, Records, as_list
 STEP = "eddy-step"
 """Header: index of the first generated step in the piece, ASCII."""
 FINISH = "eddy-finish"
-"""Header of the last piece: ``length``, ``stop`` or ``end``."""
+"""Header of the last piece: ``length``, ``stop``, ``end`` or ``interrupt``."""
 _SOURCE = "eddy-source"
 
 

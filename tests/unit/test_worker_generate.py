@@ -234,3 +234,38 @@ async def test_a_poll_feeds_no_more_streams_than_the_queue_has_room_for_their_ro
         await until(broker, task, lambda: finished(broker) == 300)
     assert all(len(text) == 4 for text in texts(broker).values())
     assert max(rows) * 238 <= 65_536, "records and generated steps of a poll, with a row of 238 bytes each"
+
+
+async def test_a_record_cuts_a_generation_short_where_it_may(talking_hash):
+    """A worker dies in between, too: what was shown of the first text stays, and the second follows it."""
+    broker = new_broker()
+    settings = {"on_input": "interrupt", "generate_flush_ms": 0}
+    endless = ("eddy-max-steps", b"1000000")
+    prompt(broker, b"k", "a", endless)
+    prompt(broker, b"other", "a")
+    worker, _ = made(broker, talking_hash, **settings)
+    task = asyncio.create_task(worker.run())
+    await until(broker, task, lambda: counted(broker) > 40)
+    prompt(broker, b"k", "b", endless)
+    await until(broker, task, lambda: finished(broker) == 2)
+    task.cancel()
+    await asyncio.wait([task])
+    worker, _ = made(broker, talking_hash, "w2", **settings)
+    async with running(worker) as task:
+        broker.produce("in", partition_of(b"k"), b"k", None)
+        await until(broker, task, lambda: finished(broker) == 3)
+    got = texts(broker)  # having checked that steps are continuous and end once
+    assert len(got) == 3
+    finishes = [(e.key, dict(e.headers).get("eddy-finish")) for _, _, e in broker.records("out")]
+    assert sorted(f for f in finishes if f[1]) == [(b"k", b"interrupt")] * 2 + [(b"other", b"length")]
+    assert [len(t) for (key, _), t in got.items() if key == b"other"] == [150]
+
+
+async def test_a_record_waits_for_the_generation_unless_it_may_interrupt(talking_hash):
+    broker = new_broker()
+    prompt(broker, b"k", "a", ("eddy-max-steps", b"300"))
+    prompt(broker, b"k", "b", ("eddy-max-steps", b"5"))
+    worker, _ = made(broker, talking_hash)
+    async with running(worker) as task:
+        await until(broker, task, lambda: finished(broker) == 2)
+    assert sorted(map(len, texts(broker).values())) == [5, 300]
