@@ -76,6 +76,24 @@ async def test_librdkafka_reads_what_was_built_by_columns(world: KafkaWorld, com
     ]
 
 
+async def test_snapshots_have_a_compression_of_their_own(world: KafkaWorld, broker: Broker) -> None:
+    rows = np.zeros((200, 2_000), np.uint8)
+    rows[:, :4] = np.arange(200, dtype=np.uint32).view(np.uint8).reshape(200, 4)
+    keys: list[bytes | None] = [b"%d" % i for i in range(200)]
+    async with member_of(world, snapshot_compression="lz4", compression="none") as member:
+        both = part(0, 1, outputs=records(keys, rows), snapshots=records(keys, rows))
+        await member.transport.commit(await member.until_assigned(), [both])
+        found = [v async for stretch in member.transport.changelog(0) for v in as_list(stretch.values)]
+    assert found == [bytes(row) for row in rows]
+
+    def stored(topic: str) -> int:
+        assert broker.data is not None
+        return sum(file.stat().st_size for file in broker.data.glob(f"**/{topic}-0/*.log"))
+
+    assert stored(world.output) > 400_000
+    assert 0 < stored(world.config().changelog) < 40_000
+
+
 # What is refused
 
 

@@ -127,6 +127,10 @@ def test_compression_makes_it_smaller_or_is_left_out() -> None:
     for name in ("gzip", "snappy", "lz4", "zstd"):
         (flat,) = batches(Records(keys, np.zeros((n, 100), np.uint8), np.zeros(n, np.int64)), name)
         assert len(flat) < 30_000
+        # Nulls and records that all differ are compressed too.
+        ends: list[bytes | None] = [None if i % 4 else b"z" * (i % 700) for i in range(n)]
+        (woven,) = batches(Records(keys, ends, np.zeros(n, np.int64)), name)
+        assert len(woven) < 30_000
         noise = np.random.default_rng(0).integers(0, 256, (1, 100), dtype=np.uint8)
         (single,) = batches(Records([b"k"], noise, np.zeros(1, np.int64)), name)
         assert read_back([single.signed(77, 0, 0)])[0][1] == bytes(noise[0])

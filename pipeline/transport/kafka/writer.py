@@ -66,6 +66,7 @@ class Writer:
         topics: tuple[str, str, str],
         timeout_ms: int,
         compression: str,
+        snapshot_compression: str = "none",
     ) -> None:
         """``topics``: of outputs, dead letters and snapshots. ``timeout_ms``: after it the broker aborts for us."""
         self.lane = lane
@@ -73,7 +74,8 @@ class Writer:
         self._input = input_topic
         self._output, self._dead_letters, self._changelog = topics
         self._timeout_ms = timeout_ms
-        self._sender = Sender(client, lane, dict.fromkeys(topics, compression))
+        compressions = {**dict.fromkeys(topics, compression), self._changelog: snapshot_compression}
+        self._sender = Sender(client, lane, compressions)
         self._settled = False
 
     async def settle(self) -> None:
