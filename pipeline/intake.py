@@ -68,6 +68,10 @@ class Intake:
         self.poison: dict[tuple[int, int], str] = {}
         """(partition, offset) of records whose own run failed, and how (X11)."""
 
+    def forget_poison(self, partition: int, below: int) -> None:
+        """Records ``below`` this offset are done, those at fault among them."""
+        self.poison = {(p, o): why for (p, o), why in self.poison.items() if p != partition or o >= below}
+
     def admit(
         self,
         turns: Sequence[Turn],

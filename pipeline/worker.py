@@ -10,7 +10,6 @@ never drops.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -19,18 +18,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from pipeline.ahead import Ahead
 from pipeline.beside import NOTHING_BESIDE, Beside
 from pipeline.codecs import AheadCodec, make_codec
-from pipeline.columns import I64, AnyArray, Membership
-from pipeline.commit import Lane, Outcome, Saved
+from pipeline.columns import I64, Membership
+from pipeline.commit import Lane, Saved
+from pipeline.committer import Committer
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.engine import Engine, Run
-from pipeline.errors import EddyError, EngineFailed, GroupRefused, Stalled, TakeoverError
+from pipeline.errors import EddyError, EngineFailed, Stalled, TakeoverError
 from pipeline.gauges import gauging
 from pipeline.heads import make_head
 from pipeline.inflow import Inflow
@@ -39,7 +38,7 @@ from pipeline.mark import Tags
 from pipeline.metrics import Metrics
 from pipeline.order import Order
 from pipeline.outlet import Outlet
-from pipeline.ownership import Ownership, Phase
+from pipeline.ownership import Ownership
 from pipeline.partition import Memory
 from pipeline.policy import SnapshotPolicy
 from pipeline.poll import Poll
@@ -50,7 +49,7 @@ from pipeline.streams.slots import Slots
 from pipeline.streams.snapshots import digest_of
 from pipeline.streams.tier import Tier
 from pipeline.transport.base import Transport
-from pipeline.watch import Watch
+from pipeline.watching import watch
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +57,6 @@ DEPTH = 2
 """Runs with the engine at once: one runs, the next is bound already (S2)."""
 TIME_MAX = 256
 """Largest T of one call."""
-WATCH_S = 1.0
-EXPIRE_MAX = 10_000
-"""Streams of a partition that are forgotten at a time."""
 FAILURES_MAX = 5
 """Runs of a partition that may fail in a row before it stops; one that names the record at fault does not count."""
 
@@ -135,7 +131,7 @@ class Worker:
             digest,
             metrics,
             self._running,
-            self._saved,
+            self._checked,
             self._fail,
             lambda rows: self._outlet.active(rows[:, row_bytes - head.memory_bytes :]),
             look_twice=at_least_once,
@@ -152,16 +148,16 @@ class Worker:
         self._polls: deque[Poll] = deque()
         """Submitted and not yet finished, in order (S3)."""
         self._work = asyncio.Event()
-        self._finished = asyncio.Event()
         self._quiet = asyncio.Event()
         self._stopping = asyncio.Event()
         self._fatal: asyncio.Future[None] | None = None
         self._waking: asyncio.TimerHandle | None = None
-        self._watch = Watch(config.max_stall_s)
-        self._said_held: set[tuple[int, int]] = set()
         self.live = True
         """False once nothing gets done: the process is about to end."""
         self._ahead = self._decoder(codec) if isinstance(codec, AheadCodec) else None
+        self._committer = Committer(
+            config, self._lane, self._ownership, metrics, self._stopping, self._committed, self._settle_quiet
+        )
         self._inflow = Inflow(transport, self._ownership, self._pump.bound, self._ahead, self._work.set)
 
     def _decoder(self, codec: AheadCodec) -> Ahead:
@@ -203,9 +199,18 @@ class Worker:
             shown = gauging(
                 self._metrics, self._ownership, self._slots, self._residency, self._transport, self._inflow.paused
             )
+            watching = watch(
+                self._config,
+                self._metrics,
+                self._ownership,
+                self._residency,
+                self._stopping,
+                self._committer.wake.set,
+                self._stalled,
+            )
             for name, running in (
                 *(("fetching", self._inflow.run(self._stopping)), ("pumping", self._pumping())),
-                *(("committing", self._committing()), ("gauging", shown), ("watching", self._watching())),
+                *(("committing", self._committer.run()), ("gauging", shown), ("watching", watching)),
             ):
                 tasks.append(asyncio.create_task(running, name=name))
             tasks.append(asyncio.create_task(self._until_stopping(), name="stopping"))
@@ -275,7 +280,7 @@ class Worker:
     def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
         self._inflow.paused.clear()
         self._ownership.assigned(membership, partitions)
-        self._finished.set()
+        self._committer.wake.set()
         self._settle_quiet()
 
     def on_trouble(self, partition: int, error: TakeoverError) -> None:
@@ -290,8 +295,22 @@ class Worker:
         memory.dirty_since_s = asyncio.get_running_loop().time() - self._policy.interval_s
         self._inflow.paused.discard(memory.partition)  # it is fetched again, with an empty backlog
         if memory.base is None:
-            self._finished.set()  # a new group commits its start (X8)
+            self._committer.wake.set()  # a new group commits its start (X8)
         self._work.set()
+
+    def _checked(self, saved: Sequence[Saved]) -> None:
+        self._committer.saved(saved)
+
+    def _committed(self, saved: Sequence[Saved]) -> None:
+        """Parts are visible; none where memories were checked and found to be ours."""
+        self._work.set()
+        for s in saved:
+            self._ownership.succeeded(s.memory.partition)
+            self._intake.forget_poison(s.memory.partition, s.part.committed)
+
+    def _stalled(self, error: Stalled) -> None:
+        self.live = False
+        self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         if self._fatal is not None and not self._fatal.done():
@@ -364,7 +383,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001  # a callback of the loop: there is nobody above to raise to
             self._fail(error)
         self._ownership.run_returned()
-        self._finished.set()
+        self._committer.wake.set()
         self._work.set()
         self._settle_quiet()
 
@@ -405,107 +424,3 @@ class Worker:
             else:
                 self._ownership.retake(memory.partition, f"the model failed: {failed}")
         self._outlet.abandon(poll)
-
-    # ---- commit
-
-    async def _committing(self) -> None:
-        interval = self._config.commit_interval_ms / 1e3
-        flush = self._config.generate_flush_ms / 1e3
-        last = 0.0
-        while True:
-            await self._finished.wait()
-            self._finished.clear()
-            while self._ownership.member:
-                memories = self._ownership.memories()
-                began = time.perf_counter()
-                left = last + flush - began
-                if left > 0 and not self._stopping.is_set() and not any(m.hurried for m in memories):
-                    # Nothing but pieces of generations that go on: they wait for more of them.
-                    if any(m.pending for m in memories):
-                        asyncio.get_running_loop().call_later(left, self._finished.set)
-                    break
-                outcome = await self._lane.commit(memories, int(time.time() * 1000))
-                if outcome is None:
-                    break
-                last = time.perf_counter()
-                self._settled(outcome, last - began)
-                rest = interval - (last - began)
-                if rest > 0 and not self._stopping.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._stopping.wait(), rest)
-            self._settle_quiet()
-
-    def _settled(self, outcome: Outcome, seconds: float) -> None:
-        """What became of a commit."""
-        if outcome.error is not None:
-            self._metrics.commit_failed(outcome.error)
-            log.warning("commit failed: %s", outcome.error)
-        if isinstance(outcome.error, GroupRefused):
-            for memory in outcome.unchecked:
-                self._ownership.refused(memory.partition)
-        elif outcome.unchecked:
-            self._ownership.ask()
-        for memory, refusal in outcome.stopped:
-            self._ownership.halt(memory.partition, str(refusal))
-        if outcome.saved:
-            self._metrics.transaction(seconds)
-        self._saved(outcome.saved)
-
-    def _saved(self, saved: Sequence[Saved]) -> None:
-        """Parts are visible; also called when unchecked memories were checked, though no part of theirs was."""
-        self._work.set()
-        self._finished.set()
-        if not saved:
-            return
-        now_ms = time.time() * 1000
-        parts = [s.part for s in saved]
-
-        def since(columns: list[I64]) -> AnyArray:
-            asked = np.concatenate(columns)
-            return (now_ms - asked[asked >= 0]) / 1e3  # a producer may leave the timestamp out, which reads as -1
-
-        self._metrics.commit(
-            parts=len(parts),
-            outputs=sum(len(p.outputs) for p in parts),
-            snapshots=sum(len(p.snapshots) for p in parts),
-            snapshot_bytes=sum(p.snapshots.value_bytes for p in parts),
-            latency_s=since([p.outputs.timestamps for p in parts]),
-            records_s=since([p.asked_ms for p in parts]),
-        )
-        for s in saved:
-            self._ownership.succeeded(s.memory.partition)
-            self._intake.poison = {
-                (p, o): why
-                for (p, o), why in self._intake.poison.items()
-                if p != s.memory.partition or o >= s.part.committed
-            }
-
-    # ---- who does not get on
-
-    async def _watching(self) -> None:
-        """Once a second: streams that expire, those that hold their partition, and whether anything gets done."""
-        clock = asyncio.get_running_loop().time
-        ttl_ms = self._config.state_ttl_s * 1000
-        while True:
-            memories = self._ownership.memories()
-            if ttl_ms:
-                before_ms = int(time.time() * 1000 - ttl_ms)
-                for memory in memories:
-                    self._residency.expire(memory, before_ms, EXPIRE_MAX)
-                self._finished.set()
-            held = self._watch.held(memories, clock())
-            self._metrics.held(len(held))
-            for h in held:
-                if (h.partition, h.committed) not in self._said_held:
-                    self._said_held.add((h.partition, h.committed))
-                    log.warning("%s", h)
-            taking_over = sum(o.phase is Phase.TAKEOVER for o in self._ownership.owned)
-            if not self._stopping.is_set() and self._watch.stalled(memories, taking_over, clock()):
-                self.live = False
-                self._fail(
-                    Stalled(
-                        f"nothing was committed for {self._config.max_stall_s:g} s (max_stall_s) though there is work:"
-                        " this worker ends; what was not committed is done again by the next"
-                    )
-                )
-            await asyncio.sleep(WATCH_S)
