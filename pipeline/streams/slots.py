@@ -104,6 +104,7 @@ class Slots:
         for slot in slots:
             self.keys[slot] = b""
             self.partition[slot] = -1
+            self.dirty[slot] = CLEAN  # nobody's: no snapshot is due of it
             self._free.append(slot)
 
     def lookup(self, index: Index, keys: list[bytes]) -> I64:
