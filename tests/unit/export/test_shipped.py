@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 import pytest
 
+from export.arguments import PRECISIONS
 from export.data.pages import versions
 from export.tasks.base import read_figures
 from services.cli import main
@@ -23,6 +25,8 @@ def test_it_scores_as_its_card_says(folder: Path, capsys: pytest.CaptureFixture[
     for figure in scored.scores.figures:
         assert f"| {figure} |" in card, f"{figure.name} is {figure} in figures.json, and not so in the card"
     assert f"```sh\nmake models NAMES={folder.parent.name}\n```" in card
+    for precision in PRECISIONS:
+        assert re.search(rf"^\| {precision}( \(this file\))? \| \d+\.\d\d MB \| ", card, re.MULTILINE), precision
     code = main(["score", str(folder), "--json"])
     said = capsys.readouterr()
     if code == 2 and not os.environ.get("CI"):
