@@ -87,20 +87,22 @@ class Gated(MemoryTransport):
         return await super().commit(membership, parts)
 
 
-async def test_a_partition_that_stops_gives_its_slots_to_those_that_wait(hash_model, caplog):
+async def test_a_partition_that_stops_gives_up_its_slots_and_its_place_in_the_host_tier(hash_model, caplog):
     broker = new_broker()
     broker.record_bytes_max = 1000
-    broker.produce("in", 0, b"big", b"".join(value(i) for i in range(200)))
+    broker.produce("in", 0, b"away", value(1))
     worker, transport = made_over(Gated, broker, hash_model, slots=1)
     async with running(worker) as task:
         await soon(lambda: worker._slots.used == 1)
-        broker.produce("in", 1, b"small", value(1))
-        await soon(lambda: "raise slots" in caplog.text)
+        broker.produce("in", 0, b"big", b"".join(value(i) for i in range(200)))
+        await soon(lambda: worker._residency.tier.count(0) == 1)
         transport.gate.set()
-        async with asyncio.timeout(5):
-            await until(broker, task, lambda: counted(broker) == 1)
-    assert "partition 0 stops" in caplog.text
-    assert outputs(broker) == {b"small": rolling_hash_reference(np.array([1])).tolist()}
+        await soon(lambda: "partition 0 stops" in caplog.text)
+        assert worker._slots.used == 0
+        assert worker._residency.tier.count(0) == 0
+        broker.produce("in", 1, b"small", value(1))
+        await until(broker, task, lambda: counted(broker) == 2)
+    assert set(outputs(broker)) == {b"away", b"small"}
 
 
 class Slow(MemoryTransport):
