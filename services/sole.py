@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from pipeline.columns import Membership, Part
 from pipeline.config import Config
-from pipeline.errors import CommitError, EddyError, GroupRefused, PartRefused, TakeoverError, UserError
+from pipeline.errors import CommitError, EddyError, GroupRefused, NotAuthorized, PartRefused, TakeoverError, UserError
+from pipeline.transport.base import GroupMember
 from pipeline.transport.kafka.client import Client
+from pipeline.transport.kafka.groups import members_of
 from pipeline.transport.kafka.reader import Reader
 from pipeline.transport.kafka.writer import Writer
-from services.state.group import Member, members_of, name_members
+from services.state.group import name_members
 
 JOIN_MARGIN_S = 5.0
 """Beyond a session: the broker may wait that long for members that died."""
@@ -38,6 +40,8 @@ class Sole:
             ) from None
         except PartRefused as error:
             raise UserError(str(error)) from None
+        except NotAuthorized:
+            raise
         except CommitError as error:
             raise EddyError(f"a transaction failed, run this again: {error}") from None
 
@@ -51,7 +55,7 @@ async def only_member(
     ``topics``: what a part's outputs, dead letters and snapshots are written to. Raises UserError naming the members
     that the group has already, EddyError where the group does not let us in in time.
     """
-    _refuse(config, await members_of(client, config.group))
+    _refuse(config, await members_of(client, config.group, config.input))
     lane = f"{config.group}-{config.input}-{config.worker_id}"
     writer = Writer(client, lane, config.input, topics, config.transaction_timeout_ms, "none")
     join_s = config.session_timeout_ms / 1000 + JOIN_MARGIN_S
@@ -67,8 +71,9 @@ async def only_member(
         except TimeoutError:
             raise EddyError(f"group {config.group!r} does not let us in within {join_s:g} s: try again") from None
         if len(owned) != partitions:
-            others = [m for m in await members_of(client, config.group) if m.member_id != membership.member_id]
-            _refuse(config, others or [Member("", "another", "?")])
+            members = await members_of(client, config.group, config.input)
+            _refuse(config, [m for m in members if m.member_id != membership.member_id])
+            raise EddyError(f"group {config.group!r} had another member a moment ago: run this again")
         await writer.settle()
         yield Sole(membership, writer)
     finally:
@@ -77,7 +82,7 @@ async def only_member(
         await joining.shut()
 
 
-def _refuse(config: Config, members: Sequence[Member]) -> None:
+def _refuse(config: Config, members: Sequence[GroupMember]) -> None:
     if members:
         raise UserError(
             f"group {config.group!r} has members: {name_members(members)}; stop its workers (SIGTERM) and run this"

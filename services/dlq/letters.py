@@ -14,11 +14,12 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, EddyError, TopicError
 from pipeline.mark import Mark
 from pipeline.transport.kafka.client import Client
+from pipeline.transport.kafka.groups import stable_offsets
 from pipeline.transport.kafka.logs import read_log
 from pipeline.transport.kafka.topics import partitions_of
 from services.cluster import connected
 from services.keys import parse_key
-from services.state.group import PATIENCE_S, stable_offsets
+from services.state.group import PATIENCE_S
 
 SOURCE = "eddy-source"
 
@@ -119,7 +120,7 @@ class Box:
 
     async def replayed(self) -> list[Replayed]:
         """By partition, as the group has it now. Raises UserError, CommitError, EddyError."""
-        offsets = await stable_offsets(self.client, self.group, self.topic, range(self.partitions))
+        offsets = await stable_offsets(self.client, self.group, self.topic, range(self.partitions), PATIENCE_S)
         found = []
         for partition in range(self.partitions):
             committed = offsets.get(partition)

@@ -5,8 +5,7 @@ Nothing here joins the group or writes: it may run beside workers.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,18 +14,17 @@ from aiokafka.errors import KafkaError
 
 from pipeline.columns import Changelog, Committed, as_list
 from pipeline.config import Config
-from pipeline.errors import CommitError, EddyError, TopicError, UserError
+from pipeline.errors import EddyError, TopicError, UserError
 from pipeline.mark import Mark
 from pipeline.streams.snapshots import DIGEST, ENDED, HEADER, VERSION, Newest
-from pipeline.transport.base import LogRange
-from pipeline.transport.kafka import wire
-from pipeline.transport.kafka.client import GROUP, Client
+from pipeline.transport.base import GroupMember, LogRange
+from pipeline.transport.kafka.client import Client
+from pipeline.transport.kafka.groups import members_of, stable_offsets
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at, read_changelog
 from services.cluster import connected, topics_with
 
 PATIENCE_S = 30.0
 """The transaction of a worker that died is over by then (its time-out, and how often a broker looks)."""
-UNSTABLE_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +49,6 @@ class Held:
         return self.log.end - (self.committed.offset if self.committed is not None else self.log.start)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One process of a group."""
-
-    member_id: str
-    name: str
-    """Its instance id (a worker's id), else its client id."""
-    host: str
-
-
 class View:
     """Of one group and one input topic; ``opened`` makes one."""
 
@@ -71,7 +59,7 @@ class View:
     async def held(self) -> list[Held]:
         """Stable offsets first, then the ends of the log. Raises CommitError, EddyError."""
         every = range(self.partitions)
-        offsets = await stable_offsets(self.client, self.group, self.topic, every)
+        offsets = await stable_offsets(self.client, self.group, self.topic, every, PATIENCE_S)
         try:
             starts = await offsets_at(self.client, self.topic, every, EARLIEST, committed=False)
             ends = await offsets_at(self.client, self.topic, every, LATEST, committed=False)
@@ -120,8 +108,9 @@ class View:
                 newest.add(earlier)
         return newest
 
-    async def members(self) -> list[Member]:
-        return await members_of(self.client, self.group)
+    async def members(self) -> list[GroupMember]:
+        """Raises CommitError."""
+        return await members_of(self.client, self.group, self.topic)
 
 
 def live_row_bytes(stretch: Changelog, digest: bytes | None) -> int | None:
@@ -161,51 +150,7 @@ def _check_changelog(view: View, there: dict[str, int]) -> None:
         )
 
 
-async def stable_offsets(client: Client, group: str, topic: str, partitions: Collection[int]) -> dict[int, Committed]:
-    """The group's offsets with their metadata, once no transaction holds pending ones; of partitions that have one.
-
-    Raises UserError where a permission is missing, CommitError past the time limit.
-    """
-    request = wire.OffsetFetch(group, [(topic, list(partitions), {})], True, {})
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                reply = await client.ask(GROUP, group, request, wire.fetched_codes)
-                bad = wire.fetched_codes(reply) - {0}
-                if not bad:
-                    break
-                if bad & wire.NOT_AUTHORIZED.keys():
-                    raise UserError(f"not authorized to read the offsets of group {group!r}")
-                if bad != {wire.UNSTABLE_OFFSET_COMMIT}:
-                    raise EddyError(f"the offsets of group {group!r} cannot be read: errors {sorted(bad)}")
-                await asyncio.sleep(UNSTABLE_PAUSE_S)
-    except TimeoutError:
-        raise CommitError(
-            f"the offsets of group {group!r} were held back by an open transaction for {PATIENCE_S:g} s"
-        ) from None
-    except KafkaError as error:
-        raise EddyError(f"the offsets of group {group!r} cannot be read: {error!r}") from None
-    rows = [row for _, of_topic, _ in reply.topics for row in of_topic]
-    return {row[0]: Committed(row[1], row[3] or "") for row in rows if row[1] >= 0}
-
-
-async def members_of(client: Client, group: str) -> list[Member]:
-    """Who is in the group now. Raises UserError, EddyError."""
-    request = wire.DescribeGroups([group], False)
-    try:
-        async with asyncio.timeout(client.limit_s):
-            reply = await client.ask(GROUP, group, request, lambda r: {of_group[0] for of_group in r.groups})
-    except (TimeoutError, KafkaError) as error:
-        raise EddyError(f"group {group!r} cannot be described: {error!r}") from None
-    members = []
-    for code, *_, of_group, _ in reply.groups:
-        if code in wire.NOT_AUTHORIZED:
-            raise UserError(f"not authorized to describe the group {group!r}")
-        members += [Member(m[0], m[1] or m[2], m[3].lstrip("/")) for m in of_group]
-    return members
-
-
-def name_members(members: Sequence[Member]) -> str:
+def name_members(members: Sequence[GroupMember]) -> str:
     """For an error's line."""
     return ", ".join(f"{m.name} at {m.host}" for m in members[:8]) + (" and others" if len(members) > 8 else "")
 

@@ -235,6 +235,29 @@ def test_what_would_not_be_exact_is_not_moved(small: tuple[Topics, Path, Path], 
     assert told("state", "import", file, *of(target))["streams"] == 20
 
 
+def test_states_that_lag_behind_their_outputs_are_not_exported(cluster: Broker, unique: Unique, tmp_path: Path) -> None:
+    """A worker that was killed leaves done records in no snapshot; one that was drained leaves none."""
+    topics = make_topics(cluster.address, unique, 1)
+    worker = topics.worker(rolling_hash(tmp_path / "hash" / "1"), snapshot_interval_ms=600_000)
+    export = ("state", "export", *of(topics), "--output", tmp_path / "s")
+    with workers(worker):
+        worker.wait_ready()
+        judged = Reader(topics.address, topics.output)
+        produce(topics.address, topics.input, [(b"k%d" % (i % 3), steps(i)) for i in range(9)])
+        judged.until(9, of=[worker])
+        judged.close()
+        refused = one_line(eddy(*export))
+        assert "records from 0 on are done, and not all of them are in a snapshot (R 0, C 9)" in refused
+        assert "drain the worker first" in refused
+        target = make_topics(topics.address, unique, 2)
+        worker.kill()
+        assert refused == one_line(eddy(*export))
+        worker.start().wait_ready()
+        worker.drained()
+    moving = ("state", "repartition", *of(topics), "--to", target.input, "--new-group", "g2")
+    assert told(*export)["streams"] == told(*moving)["streams"] == 3
+
+
 async def test_an_import_that_was_cut_off_lets_no_worker_begin_until_it_is_run_again(
     small: tuple[Topics, Path, Path], unique: Unique
 ) -> None:

@@ -1,16 +1,64 @@
-"""Who is in a consumer group, and what each member has."""
+"""What a consumer group holds: its offsets with their metadata, and its members."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Collection
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
-from pipeline.errors import OutcomeUnknown
+from pipeline.columns import Committed
+from pipeline.errors import CommitError, NotAuthorized, OutcomeUnknown
 from pipeline.transport.base import GroupMember
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client
+
+UNSTABLE_PAUSE_S = 0.01
+
+
+async def stable_offsets(
+    client: Client,
+    group: str,
+    topic: str,
+    partitions: Collection[int],
+    patience_s: float,
+    waiting: Callable[[], Awaitable[None]] | None = None,
+) -> dict[int, Committed]:
+    """Offsets with their metadata, of partitions that have one, once no transaction holds pending ones (OffsetFetch v7,
+    require_stable).
+
+    ``waiting``: called while one does. Raises OutcomeUnknown past ``patience_s`` seconds, NotAuthorized.
+    """
+    request = wire.OffsetFetch(group, [(topic, list(partitions), {})], True, {})
+    try:
+        async with asyncio.timeout(patience_s):
+            while True:
+                reply = await client.ask(GROUP, group, request, wire.fetched_codes)
+                bad = wire.fetched_codes(reply) - {0}
+                if not bad:
+                    break
+                if bad != {wire.UNSTABLE_OFFSET_COMMIT}:
+                    raise _refused(group, topic, bad)
+                await asyncio.sleep(UNSTABLE_PAUSE_S)
+                if waiting is not None:
+                    await waiting()
+    except TimeoutError:
+        raise OutcomeUnknown(
+            f"offsets of group {group!r} in {topic} {sorted(partitions)} were still pending after {patience_s:g} s"
+        ) from None
+    except KafkaError as error:
+        raise OutcomeUnknown(f"the offsets of group {group!r} cannot be read: {error!r}") from error
+    rows = [row for _, of_topic, _ in reply.topics for row in of_topic]
+    return {row[0]: Committed(row[1], row[3] or "") for row in rows if row[1] >= 0}
+
+
+def _refused(group: str, topic: str, codes: set[int]) -> CommitError:
+    if 29 in codes:
+        return NotAuthorized(f"not authorized: allow Describe on the topic {topic!r}")
+    if codes & wire.NOT_AUTHORIZED.keys():
+        return NotAuthorized(f"not authorized: allow Read on the group {group!r}")
+    return OutcomeUnknown(f"the offsets of group {group!r} cannot be read: errors {sorted(codes)}")
 
 
 async def members_of(client: Client, group: str, topic: str) -> list[GroupMember]:
