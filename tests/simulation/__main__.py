@@ -8,8 +8,13 @@ import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 HASH_SEED = "0"
+ENOUGH = 10
+"""So many failing seeds say it."""
+PER_PROCESS = 500
+"""Seeds; then another one takes over, so that nothing piles up."""
 
 
 def main() -> int:
@@ -19,7 +24,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--verbose", action="store_true", help="tell what happens, with virtual times")
     parser.add_argument("--trace", action="store_true", help="print a digest of everything that one seed wrote")
-    parser.add_argument("--keep-going", action="store_true", help="go on after ten failing seeds")
+    parser.add_argument("--keep-going", action="store_true", help=f"go on after {ENOUGH} failing seeds")
     asked = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
         # The order of sets of strings is part of a run.
@@ -43,8 +48,9 @@ def main() -> int:
     virtual_s = 0.0
     seeds = range(asked.start, asked.start + asked.seeds)
     done = 0
-    with multiprocessing.get_context("spawn").Pool(asked.jobs, maxtasksperchild=500) as pool:
-        for result in pool.imap_unordered(run_seed, seeds, chunksize=max(1, min(8, asked.seeds // asked.jobs))):
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(asked.jobs, context, max_tasks_per_child=PER_PROCESS) as pool:
+        for result in pool.map(run_seed, seeds):
             done += 1
             virtual_s += result.virtual_s
             for name, n in result.counts.items():
@@ -52,8 +58,8 @@ def main() -> int:
             if result.problems:
                 failed += 1
                 print(report(result), flush=True)
-                if failed >= 10 and not asked.keep_going:
-                    pool.terminate()
+                if failed >= ENOUGH and not asked.keep_going:
+                    pool.shutdown(cancel_futures=True)
                     break
     took = time.perf_counter() - began
     each = took / max(done, 1) * asked.jobs

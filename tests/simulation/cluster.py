@@ -50,7 +50,7 @@ class Fetch:
 
 class Cluster:
     """See the module. ``marker_s`` draws how long each marker takes; ``verify_share`` of first records and offsets of a
-    transaction are answered as "not yet verified"."""
+    transaction are answered as "not yet verified"; ``roll_share`` of batches begin a segment."""
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Cluster:
         check_s: float = 1.0,
         marker_s: Callable[[], float] = lambda: 0.002,
         verify_share: float = 0.0,
+        roll_share: float = 0.0,
         election_s: float = 0.3,
         loading_s: float = 0.1,
     ) -> None:
@@ -72,7 +73,7 @@ class Cluster:
         self._topics = 0
         self.transaction_timeout_max_ms = 900_000
         self.election_s, self.loading_s = election_s, loading_s
-        self._verify_share = verify_share
+        self._verify_share, self._roll_share = verify_share, roll_share
         self._verified: set[tuple[str, int, int, Any]] = set()
         self._homes: dict[tuple[str, Any], tuple[int, float]] = {}
         """What was led or coordinated where, and since when."""
@@ -80,6 +81,9 @@ class Cluster:
         self.groups = Groups(self, rng)
         self.requests: dict[int, int] = {}
         """How many of each kind."""
+
+    def _rolls(self) -> bool:
+        return self.rng.random() < self._roll_share
 
     def now_ms(self) -> int:
         return int((EPOCH_S + self.loop.time()) * 1000)
@@ -95,7 +99,8 @@ class Cluster:
         self.ids[topic] = uuid.UUID(int=self._topics)
         for p in range(partitions):
             size = int(settings.get("max.message.bytes", 1_048_588))
-            self.logs[topic, p] = Log((topic, p), size, compacted=settings.get("cleanup.policy") == "compact")
+            compacted = settings.get("cleanup.policy") == "compact"
+            self.logs[topic, p] = Log((topic, p), size, compacted=compacted, rolls=self._rolls)
         return 0
 
     def delete(self, topic: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
@@ -77,6 +77,7 @@ class Batch:
     transactional: bool = False
     control: bool = False
     abort: bool = False
+    segment: int = 0
     emptied_s: float | None = None
     """Of a marker or tombstone-bearing batch: since when nothing before it needs it."""
 
@@ -118,8 +119,17 @@ class Fetched:
 class Log:
     """See the module."""
 
-    def __init__(self, place: Place, bytes_max: int = 1_048_588, *, compacted: bool = False) -> None:
-        self.place, self.bytes_max, self.compacted = place, bytes_max, compacted
+    def __init__(
+        self,
+        place: Place,
+        bytes_max: int = 1_048_588,
+        *,
+        compacted: bool = False,
+        rolls: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``rolls``: whether the next batch begins a segment; a fetch reads of one, and the last is not cleaned."""
+        self.place, self.bytes_max, self.compacted, self._rolls = place, bytes_max, compacted, rolls
+        self._segment = 0
         self.batches: list[Batch] = []
         self._written: list[Batch] = []
         self.start = self.end = 0
@@ -180,7 +190,7 @@ class Log:
         rows = [Record(base + i, k, v, t, h) for i, (k, v, t, h) in enumerate(records)]
         last = base + len(rows) - 1
         data = encode_batch(rows, base, last, (producer, 0) if producer >= 0 else (-1, -1), transactional=producer >= 0)
-        self.batches.append(Batch(base, last, data, producer, 0, producer >= 0))
+        self._add(Batch(base, last, data, producer, 0, producer >= 0))
         self.end = last + 1
         if producer >= 0:
             self.open.setdefault(producer, base)
@@ -195,7 +205,7 @@ class Log:
         at = self.end
         record = Record(at, struct.pack(">hh", 0, int(commit)), struct.pack(">hi", 0, 0), timestamp)
         data = encode_batch([record], at, at, (producer, epoch), transactional=True, control=True)
-        self.batches.append(Batch(at, at, data, producer, epoch, transactional=True, control=True, abort=not commit))
+        self._add(Batch(at, at, data, producer, epoch, transactional=True, control=True, abort=not commit))
         self.end = at + 1
         first = self.open.pop(producer, None)
         if first is not None and not commit:
@@ -214,12 +224,15 @@ class Log:
             return Fetched(OFFSET_OUT_OF_RANGE, self.end, self.stable, self.start)
         bound = self.stable if committed else self.end
         out = bytearray()
-        upper = offset
+        upper, segment = offset, -1
         for batch in self.batches:
             if batch.last < offset:
                 continue
             if batch.base >= bound or (out and len(out) + len(batch.data) > bytes_max):
                 break
+            if out and batch.segment != segment:
+                break
+            segment = batch.segment
             out += batch.data
             upper = batch.last
         aborted = [(p, first) for p, first, marker in self.aborted if marker >= offset and first <= upper]
@@ -249,8 +262,10 @@ class Log:
         return {p for p, first in self.open.items() if batch.base >= first}
 
     def _add(self, batch: Batch) -> None:
+        self._segment += self._rolls()
+        batch.segment = self._segment
         self.batches.append(batch)
-        if self.compacted:
+        if self.compacted and not batch.control:
             self._written.append(batch)
 
     def _data(self, bound: int, committed: bool) -> list[Batch]:
@@ -274,8 +289,9 @@ class Log:
     def compact(self, upto: int, now_s: float, horizon_s: float) -> None:
         """What the cleaner makes of the log below ``upto``: of each key the newest record; nulls and markers go when
         ``horizon_s`` has passed since they were first cleaned; aborted records go at once. A cleaned batch keeps its
-        range of offsets; an empty one goes, unless it is its producer's last. The end of the log is not touched."""
-        upto = min(upto, self.stable, self.batches[-1].base if self.batches else 0)
+        range of offsets; an empty one goes, unless it is its producer's last."""
+        active = next((b.base for b in self.batches if b.segment == self._segment), self.start)
+        upto = min(upto, self.stable, active)
         last = {b.producer: b.base for b in self.batches if not b.control}
         newest: dict[bytes | None, int] = {}
         for b in self._data(upto, committed=True):
@@ -299,5 +315,5 @@ class Log:
                 rows = []
             if rows or (b.base == last[b.producer] and not expired):
                 data = encode_batch(rows, b.base, b.last, (b.producer, b.epoch), transactional=b.transactional)
-                kept.append(Batch(b.base, b.last, data, b.producer, b.epoch, b.transactional, emptied_s=b.emptied_s))
+                kept.append(replace(b, data=data))
         self.batches = kept

@@ -76,6 +76,7 @@ class Plan:
     bad: float = 0.0
     input_transactions: float = 0.0
     verify_share: float = 0.0
+    roll_share: float = 0.3
     marker_s: float = 0.003
     slow_marker: float = 0.0
     engine_s: float = 0.003
@@ -152,6 +153,7 @@ class World:
             plan.nodes,
             marker_s=self._marker,
             verify_share=plan.verify_share,
+            roll_share=plan.roll_share,
         )
         plan.faults.until_s = plan.faults_s
         self.network = Network(self.loop, self.cluster, random.Random(f"network {plan.seed}"), plan.faults)
