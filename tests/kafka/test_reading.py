@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 from confluent_kafka import Producer
 
-from pipeline.columns import Part, Records, Segment
+from pipeline.columns import Membership, Part, Records, Segment
 from pipeline.transport.kafka.columns import ColumnRecords
 from services.broker import Broker
 from tests.conftest import create_topic
 from tests.contract.test_transports import KafkaWorld
 from tests.contract.transport_suite import TransportSuite
-from tests.contract.transport_world import PARTITIONS
+from tests.contract.transport_world import PARTITIONS, Member
 
 pytestmark = pytest.mark.kafka
 
@@ -192,3 +192,63 @@ async def test_a_busy_neighbour_does_not_hold_up_a_quiet_partition(world: KafkaW
             assert list(got) == [1]
         member.transport.resume([0])
         assert rows((await member.fetch(50))[0]) == [(i, b"k", b"%d" % i) for i in range(50)]
+
+
+class Hesitant(Member):
+    """Never gives up its partitions."""
+
+    async def on_revoked(self, partitions: Collection[int]) -> None:
+        await super().on_revoked(partitions)
+        await asyncio.Event().wait()
+
+
+async def test_a_worker_that_does_not_give_up_its_partitions_holds_the_group_up_for_two_seconds(
+    world: KafkaWorld,
+) -> None:
+    first = Hesitant(world.connect(world.config("w0")))
+    await first.transport.start(first)
+    await first.until_assigned(4)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with member_of(world, "w1") as second:
+        # Not for its whole session: heartbeats stand still inside the callback, and it would be thrown out.
+        await second.until_assigned(2)
+        assert 1.5 < loop.time() - began < 5
+        await first.until_assigned(2)
+        assert first.lost == []
+    await first.transport.leave()
+    await first.transport.stop()
+
+
+class Failing(Member):
+    """Its worker has a bug."""
+
+    when = "assigned"
+
+    def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
+        super().on_assigned(membership, partitions)
+        if self.when == "assigned":
+            raise KeyError("a bug")
+
+    async def on_revoked(self, partitions: Collection[int]) -> None:
+        await super().on_revoked(partitions)
+        raise KeyError("a bug")
+
+
+@pytest.mark.parametrize("when", ["assigned", "revoked"])
+async def test_a_listener_that_fails_ends_the_worker(world: KafkaWorld, when: str) -> None:
+    """aiokafka would log it, and the worker go on without its partitions."""
+    failing = Failing(world.connect(world.config("w0")))
+    failing.when = when
+    await failing.transport.start(failing)
+    if when == "revoked":
+        await failing.until_assigned(4)
+        assert failing.lost == []
+        async with member_of(world, "w1"):
+            reason = await failing.until_lost()
+    else:
+        reason = await failing.until_lost()
+    assert isinstance(reason, KeyError)
+    assert len(failing.lost) == 1
+    await failing.transport.leave()
+    await failing.transport.stop()

@@ -272,8 +272,19 @@ async def test_a_dead_broker_hangs_nothing(own_broker: Broker) -> None:
         await transport.settle()
     with pytest.raises(OutcomeUnknown):
         await transport.log_ranges([0])
-    assert await transport.fetch(0.2) == []
     assert time.monotonic() - began < 7
+    began = time.monotonic()
+    asked = (
+        transport.publish([part(0, 1, outputs=records([b"k"], [b"v"]))]),
+        transport.starting_offset(0),
+        transport.members(),
+        anext(aiter(transport.changelog(0))),
+        anext(aiter(transport.follow({0: 0}))),
+    )
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown] * len(outcomes)
+    assert await transport.fetch(0.2) == []
+    assert time.monotonic() - began < 4
     began, busy = time.monotonic(), time.process_time()
     await asyncio.sleep(1)
     assert time.process_time() - busy < 0.5, "spinning while the broker is away"

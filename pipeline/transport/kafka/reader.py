@@ -222,7 +222,9 @@ class Reader(ConsumerRebalanceListener):
             f" worker started, so its records wait, unread; give {config.output!r}, {config.changelog!r} and"
             f" {config.dead_letters!r} as many partitions as the input, and start all workers again"
         )
-        self._listener.on_trouble(partition, TakeoverError(partition, message))
+        error = TakeoverError(partition, message)
+        log.error("%s", error)  # a worker that never had the partition has nothing to stop, and no place to say it
+        self._listener.on_trouble(partition, error)
 
     def _told(self, telling: asyncio.Future[None]) -> None:
         if not telling.cancelled() and (error := telling.exception()) is not None:
