@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
@@ -17,6 +18,12 @@ from pipeline.transport.kafka.client import GROUP, Client
 UNSTABLE_PAUSE_S = 0.01
 
 
+async def fetch_offsets(client: Client, group: str, topic: str, partitions: Collection[int], *, stable: bool) -> Any:
+    """The answer of OffsetFetch v7; ``stable``: refused while a transaction holds pending ones. Raises KafkaError."""
+    request = wire.OffsetFetch(group, [(topic, list(partitions), {})], stable, {})
+    return await client.ask(GROUP, group, request, wire.fetched_codes)
+
+
 async def stable_offsets(
     client: Client,
     group: str,
@@ -25,16 +32,14 @@ async def stable_offsets(
     patience_s: float,
     waiting: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[int, Committed]:
-    """Offsets with their metadata, of partitions that have one, once no transaction holds pending ones (OffsetFetch v7,
-    require_stable).
+    """Offsets with their metadata, of partitions that have one, once no transaction holds pending ones.
 
     ``waiting``: called while one does. Raises OutcomeUnknown past ``patience_s`` seconds, NotAuthorized.
     """
-    request = wire.OffsetFetch(group, [(topic, list(partitions), {})], True, {})
     try:
         async with asyncio.timeout(patience_s):
             while True:
-                reply = await client.ask(GROUP, group, request, wire.fetched_codes)
+                reply = await fetch_offsets(client, group, topic, partitions, stable=True)
                 bad = wire.fetched_codes(reply) - {0}
                 if not bad:
                     break

@@ -21,11 +21,10 @@ from pipeline.columns import Changelog, Committed, Membership, Part, Segment
 from pipeline.config import Config
 from pipeline.errors import CommitError, NotAuthorized, OutcomeUnknown, Unreachable, UserError
 from pipeline.transport.base import AssignmentListener, GroupMember, LogRange, Written
-from pipeline.transport.kafka import wire
-from pipeline.transport.kafka.client import GROUP, Client, unreachable
+from pipeline.transport.kafka.client import Client, unreachable
 from pipeline.transport.kafka.dead_owners import DeadOwners
 from pipeline.transport.kafka.fetching import FOLLOW, RESTORE, LogFetcher
-from pipeline.transport.kafka.groups import members_of
+from pipeline.transport.kafka.groups import fetch_offsets, members_of, stable_offsets
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, follow_changelogs, offsets_at, read_changelog
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
@@ -41,7 +40,6 @@ NOT_AUTHORIZED = (
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
-UNSTABLE_PAUSE_S = 0.01
 ABORT_CHECK_S = 20.0
 """A broker looks for transactions past their time-out every ten seconds; this is twice that."""
 PATIENT_START = 3
@@ -161,7 +159,10 @@ class KafkaTransport:
                 self._partitions = await check_topics(it.writing, config)
                 # What the lane had open when it died holds back offsets and changelog: decided before anything is read.
                 await asyncio.gather(
-                    it.reading.connect(), it.restoring.connect(), it.writer.settle(), self._fetch_offsets([0], False)
+                    it.reading.connect(),
+                    it.restoring.connect(),
+                    it.writer.settle(),
+                    fetch_offsets(it.writing, config.group, config.input, [0], stable=False),  # the group is loaded
                 )
                 topics = [config.input, config.output, config.dead_letters, config.changelog]
                 await know_leaders(it.writing, topics, self._partitions)
@@ -205,38 +206,9 @@ class KafkaTransport:
             return {}
         watch = self._opened.dead_owners.watch(None)
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
-        try:
-            async with asyncio.timeout(patience_s):
-                while True:
-                    reply = await self._fetch_offsets(partitions, True)
-                    bad = wire.fetched_codes(reply) - {0}
-                    if not bad:
-                        break
-                    if bad != {wire.UNSTABLE_OFFSET_COMMIT}:
-                        raise self._refused(bad)
-                    await asyncio.sleep(UNSTABLE_PAUSE_S)
-                    await watch.waiting()
-        except TimeoutError:
-            raise OutcomeUnknown(
-                f"offsets of {self._config.input} {sorted(partitions)} were still pending after {patience_s:g} s"
-            ) from None
-        except KafkaError as error:
-            raise OutcomeUnknown(f"the group's offsets cannot be read: {error!r}") from error
-        rows = [row for _, of_topic, _ in reply.topics for row in of_topic]
-        found = {row[0]: Committed(row[1], row[3] or "") for row in rows if row[1] >= 0}
+        group, topic = self._config.group, self._config.input
+        found = await stable_offsets(self._opened.writing, group, topic, partitions, patience_s, watch.waiting)
         return {partition: found.get(partition) for partition in partitions}
-
-    async def _fetch_offsets(self, partitions: Collection[int], stable: bool) -> Any:
-        group = self._config.group
-        request = wire.OffsetFetch(group, [(self._config.input, list(partitions), {})], stable, {})
-        return await self._opened.writing.ask(GROUP, group, request, wire.fetched_codes)
-
-    def _refused(self, codes: set[int]) -> CommitError:
-        if 29 in codes:
-            return NotAuthorized(f"not authorized: allow Describe on the topic {self._config.input!r}")
-        if codes & wire.NOT_AUTHORIZED.keys():
-            return NotAuthorized(f"not authorized: allow Read on the group {self._config.group!r}")
-        return OutcomeUnknown(f"the group's offsets cannot be read: errors {sorted(codes)}")
 
     async def log_ranges(self, partitions: Collection[int]) -> dict[int, LogRange]:
         """See Transport.log_ranges. ``end`` is the high watermark. Raises OutcomeUnknown past the time limit."""
