@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import OFFSET_BEGINNING, Consumer
 from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
@@ -17,6 +18,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from pipeline.columns import Committed, Records, as_list, source_column
 from pipeline.config import Config
 from pipeline.errors import GroupRefused, NotAuthorized, OutcomeUnknown, PartRefused, TopicError, Unreachable
+from pipeline.transport.base import Written
+from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import Client
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.transport.kafka.writer import Writer, verdict
@@ -154,6 +157,47 @@ async def test_two_writers_of_one_lane_end_each_others_transactions(world: Kafka
         await first.transport.commit(membership, [part(0, 1, outputs=records([b"k"], [b"settled"]))])
         assert [s.value for s in await world.read(world.output)] == [b"settled"]
         await client.shut()
+
+
+# Answers that are lost
+
+
+async def test_an_answer_lost_on_its_way_repeats_nothing(world: KafkaWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with member_of(world) as member:
+        membership, transport = await member.until_assigned(), member.transport
+        assert isinstance(transport, KafkaTransport)
+        client, losing = transport._opened.writing, 0
+        send = client.send
+
+        async def cut(node: int, request: Any, **more: Any) -> Any:
+            nonlocal losing
+            reply = await send(node, request, **more)
+            if isinstance(request, wire.Produce) and losing:
+                losing -= 1
+                raise KafkaConnectionError("cut")
+            return reply
+
+        monkeypatch.setattr(client, "send", cut)
+        row = records([b"k"], [b"row"])
+        for turn in range(4):
+            losing = turn % 3
+            outputs = records([b"k", b"l"], [b"published %d" % turn] * 2)
+            await transport.publish([part(p, 0, outputs=outputs) for p in range(2)])
+            losing = turn % 3
+            outputs = records([b"k", b"l"], [b"committed %d" % turn] * 2)
+            written = await transport.commit(
+                membership, [part(p, turn, outputs=outputs, snapshots=row) for p in range(2)]
+            )
+            # A row and a marker each turn: where it is told, it is right.
+            assert set(written.items()) <= {(p, Written(2 * turn, 2 * turn + 1)) for p in range(2)}
+            assert losing == 0
+        seen = await world.read(world.output)
+        for p in range(2):
+            expected = [
+                b"%s %d" % (how, turn) for turn in range(4) for how in (b"published", b"committed") for _ in "kl"
+            ]
+            assert [s.value for s in seen if s.partition == p] == expected
+            assert [k async for s in transport.changelog(p) for k in s.keys] == [b"k"] * 4
 
 
 # Topics
