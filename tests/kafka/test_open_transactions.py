@@ -17,6 +17,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 
 from pipeline.columns import Committed, Part, as_list
 from pipeline.transport.kafka import dead_owners
+from pipeline.transport.kafka.client import Client
 from pipeline.transport.kafka.transport import KafkaTransport
 from services.broker import Broker
 from tests.contract.test_transports import KafkaWorld
@@ -218,7 +219,8 @@ async def test_only_what_is_waited_for_is_ended(world: KafkaWorld) -> None:
         (((lane, _), places),) = (await owners.open()).items()
         assert lane == f"{world.group}-{world.input}-w0"
         assert places >= {(world.output, 0), (changelog, 0)}
-        of_another, own = owners.watch((changelog, 3)), first.transport._opened.dead_owners.watch(None)
+        of_another = owners.watch_log((changelog, 3))
+        own = first.transport._opened.dead_owners.watch_offsets([0])
         end = time.monotonic() + 1
         while time.monotonic() < end:
             await of_another.waiting()
@@ -229,6 +231,35 @@ async def test_only_what_is_waited_for_is_ended(world: KafkaWorld) -> None:
         alike = dead_owners.DeadOwners(owners._client, f"{world.group}-", "", [world.output], 10_000)
         assert await alike.open() == {}
         assert not committing.done()
+
+
+async def test_who_has_written_to_what_is_waited_for_is_ended_first(world: KafkaWorld) -> None:
+    async with open_elsewhere(world, part(0, 1, outputs=records([b"k"], [b"elsewhere"]))) as (_, second, _):
+        assert isinstance(second.transport, KafkaTransport)
+        mine = second.partitions[0]
+        reached = hold_open(second.transport)
+        one = part(mine, 1, outputs=records([b"k"], [b"held"]))
+        membership = await second.until_assigned(2)
+        committing = asyncio.create_task(second.transport.commit(membership, [one]))
+        await asyncio.wait_for(reached.wait(), 5)
+        client = Client(world.servers, "third", 5_000)
+        await client.connect()
+        owners = dead_owners.DeadOwners(
+            client, f"{world.group}-{world.input}-", "", [world.output, world.config().changelog], 10_000
+        )
+        watch = owners.watch_offsets([mine])
+        left: list[set[str]] = []
+        async with asyncio.timeout(5):
+            while not left or left[-1]:
+                await watch.waiting()
+                lanes = {lane.removeprefix(f"{world.group}-{world.input}-") for (lane, _) in await owners.open()}
+                if not left or lanes != left[-1]:
+                    left.append(lanes)
+                await asyncio.sleep(0.01)
+        assert left == [{"w0", "w1"}, {"w0"}, set()]
+        await client.shut()
+        committing.cancel()
+        await asyncio.gather(committing, return_exceptions=True)
 
 
 async def test_a_transaction_is_waited_for_where_the_broker_cannot_tell_whose_it_is(

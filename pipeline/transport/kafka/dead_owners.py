@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaError
@@ -52,9 +52,21 @@ class DeadOwners:
         self._open: dict[Held, frozenset[Place]] = {}
         self._ended: set[Held] = set()
 
-    def watch(self, place: Place | None) -> Watch:
-        """For one wait: of a log that is held back (``place``), or of the group's offsets (None)."""
-        return Watch(self, place)
+    def watch_log(self, place: Place) -> Watch:
+        """For one wait, of a log that is held back."""
+        return Watch(self, lambda places: 1 if place in places else None)
+
+    def watch_offsets(self, partitions: Collection[int]) -> Watch:
+        """For one wait, of the group's offsets of some partitions.
+
+        Whose pending offsets they are is not told: first ended is what has written to such a partition, or nowhere.
+        """
+
+        def urgency(places: frozenset[Place]) -> int:
+            written = {partition for topic, partition in places if topic != OFFSETS}
+            return 1 if not written or written & {*partitions} else 0
+
+        return Watch(self, urgency)
 
     async def open(self) -> dict[Held, frozenset[Place]]:
         """Transactions of others of the group that are open now, and the partitions that each has written to."""
@@ -118,20 +130,25 @@ class Watch:
     """One wait for what may be held back."""
 
     owners: DeadOwners
-    place: Place | None
+    urgency: Callable[[frozenset[Place]], int | None]
+    """Of a transaction, by what it has written to: the most urgent end first; None: it holds nothing back."""
     _next_s: float = field(default_factory=lambda: time.monotonic() + FIRST_LOOK_S)
     _pause_s: float = BETWEEN_LOOKS_S
-    _seen: frozenset[Held] = frozenset()
+    _seen: set[Held] = field(default_factory=set)
 
     async def waiting(self) -> None:
         """Call it again and again while the wait goes on: it looks when it is time to, and ends what it must."""
         if time.monotonic() < self._next_s:
             return
-        holding = frozenset(
-            held for held, places in (await self.owners.open()).items() if self.place is None or self.place in places
-        )
-        if stuck := holding & self._seen:
-            await all_of(*map(self.owners.end, stuck))
+        found = {held: self.urgency(places) for held, places in (await self.owners.open()).items()}
+        holding = {held: urgency for held, urgency in found.items() if urgency is not None}
+        stuck = holding.keys() & self._seen
+        if stuck:
+            most = max(holding[held] for held in stuck)
+            ending = {held for held in stuck if holding[held] == most}
+            await all_of(*map(self.owners.end, ending))
+            for held in ending:
+                del holding[held]
             self._pause_s *= 2
-        self._seen = holding - stuck
+        self._seen = {*holding}
         self._next_s = time.monotonic() + self._pause_s

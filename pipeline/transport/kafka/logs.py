@@ -185,7 +185,7 @@ async def _read(
             fetched = await cursor.next(STUCK_S)
             if fetched is None:
                 if owners is not None:
-                    watch = watch or owners.watch((topic, partition))
+                    watch = watch or owners.watch_log((topic, partition))
                     await watch.waiting()
                 if clock() - heard > patience_s:
                     raise OutcomeUnknown(

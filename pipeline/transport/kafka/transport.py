@@ -204,7 +204,7 @@ class KafkaTransport:
         """See Transport.stable_offsets. Raises OutcomeUnknown when a dead owner's transaction must be over by now."""
         if not partitions:
             return {}
-        watch = self._opened.dead_owners.watch(None)
+        watch = self._opened.dead_owners.watch_offsets(partitions)
         patience_s = self._config.transaction_timeout_ms / 1000 + ABORT_CHECK_S
         group, topic = self._config.group, self._config.input
         found = await stable_offsets(self._opened.writing, group, topic, partitions, patience_s, watch.waiting)
