@@ -53,6 +53,8 @@ class Pump:
         """Partition -> offset below which its records run alone: one of them made a run fail (X11)."""
         self._was_alone = False
         self._turn = 0
+        self._left_out: int | None = None
+        """The first partition that the last poll had no room for (S3)."""
         self._looked = 0
         """The last poll that was finished when partitions without slots had their last try."""
         self.due: float | None = None
@@ -104,13 +106,17 @@ class Pump:
             return None
         # What is left over after fair shares goes to another partition each time (S3).
         waiting = self._in_turn(waiting)
+        first = next((i for i, m in enumerate(waiting) if m.partition == self._left_out), 0)
+        waiting = [*waiting[first:], *waiting[:first]]
+        self._left_out = None
         budget = GENERATING_STEPS if feeding else self._steps_max
         grants = share([m.waiting_steps(self._step_bytes) for m in waiting], budget)
         records_max = max(1, self._records_max // max(1, len(waiting)))
         turns = []
         for memory, grant in zip(waiting, grants):
-            # A record may be larger than its partition's share, but not all of them at once.
+            # A record may be larger than its partition's share, but not all of them at once: the next poll begins here.
             if budget <= 0:
+                self._left_out = memory.partition
                 break
             turn = self._order.take(memory, max(1, grant), self._step_bytes, records_max)
             if turn is not None:

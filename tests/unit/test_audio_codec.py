@@ -15,6 +15,7 @@ from pipeline.codecs.resample import Position, Resampler
 from pipeline.columns import U8
 from pipeline.contract import CodecSpec, Contract, StepInput
 from pipeline.errors import ContractError
+from pipeline.transport.memory import MemoryBroker
 from pipeline.worker import Worker
 from tests.contracts import audio_contract, tensor_contract
 from tests.models import stepper
@@ -302,3 +303,23 @@ async def test_a_poll_has_no_more_sound_than_can_be_resampled_in_a_moment(tmp_pa
         await until(broker, task, lambda: sum(records for records, _ in sizes) == len(keys) * 1502)
     assert max(records for records, _ in sizes) <= POLL_STEPS
     assert max(steps for _, steps in sizes) < 2 * POLL_STEPS
+
+
+async def test_a_poll_begins_where_the_last_one_had_no_more_room(tmp_path, monkeypatch):
+    """Records that fill a poll each, in many partitions: none is left out while another has a second turn."""
+    file = stepper(tmp_path / "ear" / "1", StepInput("x", "int16", (80,)), CodecSpec("audio", settings={"rate": 8000}))
+    broker, partitions, rounds = MemoryBroker(), 12, 6
+    for topic in ("in", "out"):
+        broker.create(topic, partitions)
+    order: list[int] = []
+    monkeypatch.setattr(Worker, "_count", lambda self, poll: order.extend(s.memory.partition for s in poll.shares))
+    for p in range(partitions):
+        for _ in range(rounds):
+            broker.produce("in", p, b"%d" % p, bytes(80 * SAMPLE_BYTES * 2))
+    worker, _ = made(broker, file, max_steps=10)
+    async with running(worker) as task:
+        await until(broker, task, lambda: len(order) == rounds * partitions)
+    last = order[partitions : -2 * partitions]  # all of them wait from the first poll to the last but some
+    for p in range(partitions):
+        at = [i for i, q in enumerate(last) if q == p]
+        assert max(np.diff(at), default=0) <= partitions
