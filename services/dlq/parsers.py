@@ -45,7 +45,7 @@ def _add_replay(actions: Commands) -> None:
         "replay",
         "send dead letters to the input again, as they were, in their order; each once",
         "  eddy dlq replay --input prompts --dry-run\n"
-        "  eddy dlq replay --input prompts --reason no-slot\n"
+        "  eddy dlq replay --input prompts --reason too-large\n"
         "  eddy dlq replay --input prompts --offset 3:1042 --again",
     )
     _add_choice(parser)

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.contract import Contract
 from pipeline.errors import UserError
+from pipeline.mark import MARK_VERSION
 from pipeline.streams.snapshots import OTHER_ROWS, Restored, digest_of, restore
 from services.inspect import size
 from services.state.file import CHUNK_BYTES, Head, Rows, writing
@@ -44,7 +45,7 @@ async def _export(args: argparse.Namespace, group: str, contract: Contract | Non
     async with opened(args.bootstrap_servers, group, args.input) as view:
         # 1. Offsets, which must say that every done record is in a snapshot.
         held = await view.held()
-        digest = settled(view, held)
+        digest = settled(group, args.input, held)
         if contract is not None and digest_of(contract) != digest:
             raise UserError(
                 f"group {group!r} holds states of a model with {OTHER_ROWS} ({digest.hex()}, {contract.label} is"
@@ -76,17 +77,22 @@ async def _export(args: argparse.Namespace, group: str, contract: Contract | Non
     return {"file": args.output, "streams": sink.streams, "bytes": sink.nbytes, "ended": ended, "waiting": waiting}
 
 
-def settled(view: View, held: Sequence[Held]) -> bytes:
+def settled(group: str, topic: str, held: Sequence[Held]) -> bytes:
     """The digest that all of the group's states have. Raises UserError unless every done record is in a snapshot."""
     digests: set[bytes] = set()
     for of in held:
         if of.committed is None:
             continue  # a partition without records may never have been begun; one with snapshots is told of later
-        where, mark = f"partition {of.partition} of group {view.group!r}", of.mark
+        where, mark = f"partition {of.partition} of group {group!r}", of.mark
         if mark is None or mark.committed != of.committed.offset:
             raise UserError(
                 f"{where}: another tool has set its offset to {of.committed.offset}; run the worker once, or see"
                 " `eddy state inspect`"
+            )
+        if mark.version != MARK_VERSION:
+            raise UserError(
+                f"{where} was written by a worker of another version (metadata version {mark.version}, this Eddy reads"
+                f" {MARK_VERSION}); use the Eddy that the workers are of"
             )
         if mark.replay_from != mark.committed:
             raise UserError(
@@ -100,10 +106,10 @@ def settled(view: View, held: Sequence[Held]) -> bytes:
             )
         digests.add(mark.digest)
     if not digests:
-        raise UserError(f"group {view.group!r} has no offset of {view.topic!r}: there is nothing that is done")
+        raise UserError(f"group {group!r} has no offset of {topic!r}: there is nothing that is done")
     if len(digests) > 1:
         several = ", ".join(sorted(d.hex() for d in digests))
-        raise UserError(f"group {view.group!r} holds states of several models ({several}): finish their change first")
+        raise UserError(f"group {group!r} holds states of several models ({several}): finish their change first")
     return digests.pop()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.columns import U8, AnyArray, Changelog, as_list
 from pipeline.contract import Contract
 from pipeline.errors import ConfigError, EddyError, UserError
+from pipeline.mark import MARK_VERSION
 from pipeline.model_file import find_model, load_graph, read_contract
 from pipeline.streams.snapshots import DIGEST, HEADER, WRITTEN, Newest, Problem, digest_of, restore, split
 from services.inspect import size
@@ -127,6 +128,8 @@ def _note(held: Held, newest: Newest) -> str | None:
         return "snapshots without an offset: the group's offsets were deleted or have expired" if len(newest) else None
     if held.mark is None:
         return "the offset has no metadata of Eddy's" + (": another tool has set it" if len(newest) else "")
+    if held.mark.version != MARK_VERSION:
+        return f"metadata of version {held.mark.version}, this Eddy reads {MARK_VERSION}: R and D are not known"
     if held.mark.committed != held.committed.offset:
         return f"the offset is not its metadata's C {held.mark.committed}: another tool has set it"
     if held.log.start > held.mark.replay_from:

@@ -95,7 +95,8 @@ async def _examine(view: View, config: Config, digest: bytes) -> _Target:
     committed, leftovers, begun = [], [], False
     for of in held:
         begun_here = of.committed is not None and of.committed.metadata == IMPORTING
-        _check_offset(view, of, digest, begun_here)
+        if not begun_here:
+            check_offset(view.group, of, digest)
         restored = restore(await view.newest(of.partition, digest), digest)
         names = [*restored.keys, *(p.key for p in restored.problems)]
         if names and not begun_here:
@@ -109,10 +110,11 @@ async def _examine(view: View, config: Config, digest: bytes) -> _Target:
     return _Target(committed, leftovers, begun)
 
 
-def _check_offset(view: View, of: Held, digest: bytes, begun_here: bool) -> None:
-    if of.committed is None or begun_here:
+def check_offset(group: str, of: Held, digest: bytes) -> None:
+    """Raises UserError for an offset that no import can begin at."""
+    if of.committed is None:
         return
-    where = f"partition {of.partition} of group {view.group!r}"
+    where = f"partition {of.partition} of group {group!r}"
     if not of.log.start <= of.committed.offset <= of.log.end:
         raise UserError(f"{where} is at offset {of.committed.offset}, outside the log {of.log.start}..{of.log.end}")
     mark = of.mark

@@ -89,8 +89,8 @@ async def _repartition(args: argparse.Namespace, group: str, new_group: str) -> 
                 f"group {group!r} has members: {name_members(members)}; stop its workers (SIGTERM) and run this again"
             )
         held = await source.held()
-        finished(source, held)
-        digest = settled(source, held)
+        finished(args.input, held)
+        digest = settled(group, args.input, held)
         row_bytes = await width_of(source, digest)
         # 2. Every stream goes where the new topic's partitioner puts it. Just before the last transaction the old group
         # must be where it was: the states are then of all records that there ever were.
@@ -99,13 +99,13 @@ async def _repartition(args: argparse.Namespace, group: str, new_group: str) -> 
         )
 
 
-def finished(view: View, held: Sequence[Held]) -> None:
+def finished(topic: str, held: Sequence[Held]) -> None:
     """Raises UserError if the input holds a record that is not done."""
     for of in held:
         if of.lag > 0:
             at = of.committed.offset if of.committed is not None else of.log.start
             raise UserError(
-                f"partition {of.partition} of {view.topic} is done up to {at} of {of.log.end}: stop its producers, let"
+                f"partition {of.partition} of {topic} is done up to {at} of {of.log.end}: stop its producers, let"
                 " the worker finish, and drain it (SIGTERM)"
             )
 
@@ -115,7 +115,7 @@ async def _streams(source: View, held: Sequence[Held], digest: bytes, row_bytes:
         for rows in as_rows(of.partition, await read_settled(source, of, digest, row_bytes)):
             yield rows
     await unmoved(source, held)
-    finished(source, await source.held())
+    finished(source.topic, await source.held())
 
 
 def _say(args: argparse.Namespace, installed: Installed, group: str, topic: str) -> None:

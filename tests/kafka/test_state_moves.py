@@ -19,7 +19,7 @@ from services.state import export, install, moving
 from services.state.file import Rows, read_head, read_rows
 from services.state.group import Held, View, opened
 from tests.kafka.commands import eddy, one_line, told
-from tests.kafka.harness import Topics, eventually, make_topics, new_seed, produce, workers
+from tests.kafka.harness import Topics, eventually, make_topics, new_producer, new_seed, produce, workers
 from tests.kafka.reading import Reader, Record, read_all
 from tests.models import lstm_module, lstm_tensor, rolling_hash, rolling_hash_reference
 
@@ -380,3 +380,19 @@ def test_a_key_in_two_partitions_has_no_one_place_to_go(cluster: Broker, unique:
         judged.until(1, of=[worker])
         assert hashed(judged.records) == {b"k": [rolling_hash_reference(np.array([1, 9]))[1]]}
         judged.close()
+
+
+def test_markers_of_transactions_at_the_end_of_an_input_are_no_records(
+    cluster: Broker, unique: Unique, tmp_path: Path
+) -> None:
+    topics, target = make_topics(cluster.address, unique, 2), make_topics(cluster.address, unique, 3)
+    producer = new_producer(topics.address, **{"transactional.id": unique("producer")})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for i in range(8):
+        producer.produce(topics.input, steps(i), b"k%d" % i)
+    producer.commit_transaction(30)
+    served(topics, rolling_hash(tmp_path / "hash" / "1"), 8)
+    assert told("state", "export", *of(topics), "--output", tmp_path / "s")["waiting"] == 0
+    moved = told("state", "repartition", *of(topics), "--to", target.input, "--new-group", f"{target.input}-g")
+    assert moved["streams"] == 8
