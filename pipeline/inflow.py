@@ -18,7 +18,8 @@ FETCH_S = 0.5
 
 class Inflow:
     """See the module. ``bound``: bytes that each of these memories' backlogs may have; ``ahead``: where records are
-    decoded first, None for a codec that needs no such thing; ``arrived`` is called when something was fetched."""
+    decoded first, None for a codec that needs no such thing; ``arrived`` is called when something was fetched;
+    ``aside_bytes``: of records that wait for others of their stream, of all partitions."""
 
     def __init__(
         self,
@@ -27,9 +28,11 @@ class Inflow:
         bound: Callable[[Sequence[Memory]], int],
         ahead: Ahead | None,
         arrived: Callable[[], None],
+        aside_bytes: int,
     ) -> None:
         self._transport, self._ownership = transport, ownership
         self._bound, self._ahead, self._arrived = bound, ahead, arrived
+        self._aside_bytes = aside_bytes
         self.paused: set[int] = set()
         """Partitions whose backlog is full."""
 
@@ -63,11 +66,15 @@ class Inflow:
             self._ahead.go()
         memories = self._ownership.memories()
         bound = self._bound(memories)
-        full = {m.partition for m in memories if m.waiting_bytes >= bound} - self.paused
+        # What a hot stream keeps waiting has room of its own, or its neighbours behind it would not be fetched (X2).
+        crowded = sum(m.aside.nbytes for m in memories) >= self._aside_bytes
+        full = {m.partition for m in memories if m.waiting_bytes >= bound or (crowded and m.aside)} - self.paused
         if full:
             self._transport.pause(full)
             self.paused |= full
-        roomy = {m.partition for m in memories if m.waiting_bytes < bound // 2} & self.paused
+        roomy = {
+            m.partition for m in memories if m.waiting_bytes < bound // 2 and not (crowded and m.aside)
+        } & self.paused
         if roomy:
             self.paused -= roomy
             self._transport.resume(roomy)

@@ -136,8 +136,8 @@ class Memory:
 
     @property
     def waiting_bytes(self) -> int:
-        """Fetched and in no poll yet."""
-        return self.backlog_bytes + self.undecoded_bytes + self.aside.nbytes
+        """Fetched, and neither in a poll yet nor set aside."""
+        return self.backlog_bytes + self.undecoded_bytes
 
     @property
     def replaying(self) -> bool:

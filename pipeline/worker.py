@@ -158,7 +158,9 @@ class Worker:
         self._committer = Committer(
             config, self._lane, self._ownership, metrics, self._stopping, self._committed, self._settle_quiet
         )
-        self._inflow = Inflow(transport, self._ownership, self._pump.bound, self._ahead, self._work.set)
+        self._inflow = Inflow(
+            transport, self._ownership, self._pump.bound, self._ahead, self._work.set, config.queue_bytes
+        )
 
     def _decoder(self, codec: AheadCodec) -> Ahead:
         return Ahead(
