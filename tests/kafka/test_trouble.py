@@ -20,6 +20,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from pipeline.columns import Committed
 from pipeline.errors import NotAuthorized, TopicError, UserError
 from pipeline.transport.kafka import topic_watch
 from pipeline.transport.kafka.transport import KafkaTransport
@@ -27,6 +28,7 @@ from services.broker import Broker
 from tests.contract.test_transports import KafkaWorld
 from tests.contract.transport_suite import TransportSuite
 from tests.contract.transport_world import PARTITIONS, Member, part, records
+from tests.kafka.test_open_transactions import hold_open
 
 pytestmark = pytest.mark.kafka
 
@@ -185,7 +187,8 @@ async def test_a_topic_made_anew_is_another_one(world: KafkaWorld, monkeypatch: 
     async with member_of(world) as member:
         assert isinstance(member.transport, KafkaTransport)
         old = member.transport.changelog_id
-        assert len(old) == 16 and old != bytes(16)
+        assert len(old) == 16
+        assert old != bytes(16)
         admin = AdminClient({"bootstrap.servers": world.servers})
 
         def anew() -> None:
@@ -224,23 +227,65 @@ async def guarded(unique: Callable[[str], str]) -> AsyncIterator[KafkaWorld]:
         broker.stop()
 
 
-def allow_only(servers: str, kind: ResourceType, name: str, *operations: AclOperation) -> Callable[[], None]:
+def allow_only(
+    servers: str,
+    kind: ResourceType,
+    name: str,
+    *operations: AclOperation,
+    pattern: ResourcePatternType = ResourcePatternType.LITERAL,
+) -> Callable[[], None]:
     """Takes every other permission on it away; the result gives them back."""
     admin = AdminClient({"bootstrap.servers": servers})
     lists = [
-        AclBinding(kind, name, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", operation, AclPermissionType.ALLOW)
+        AclBinding(kind, name, pattern, "User:ANONYMOUS", "*", operation, AclPermissionType.ALLOW)
         for operation in operations
     ]
     for future in admin.create_acls(lists).values():
         future.result(10)
 
     def give_back() -> None:
-        anything = AclBindingFilter(
-            kind, name, ResourcePatternType.LITERAL, None, None, AclOperation.ANY, AclPermissionType.ANY
-        )
+        anything = AclBindingFilter(kind, name, pattern, None, None, AclOperation.ANY, AclPermissionType.ANY)
         admin.delete_acls([anything])[anything].result(10)
 
     return give_back
+
+
+async def test_a_worker_needs_no_more_than_what_the_manual_says(guarded: KafkaWorld) -> None:
+    """docs/operating.md, "Permissions"."""
+    world, config = guarded, guarded.config()
+    topic, group, lane = ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID
+    write, read = AclOperation.WRITE, AclOperation.READ
+    needed = (
+        (topic, world.input, [read]),
+        (topic, world.output, [write]),
+        (topic, config.dead_letters, [write, AclOperation.CREATE]),
+        (topic, config.changelog, [read, write, AclOperation.CREATE]),
+        (group, world.group, [read]),
+        (lane, f"{world.group}-{world.input}-", [write]),
+    )
+    for kind, name, operations in needed:
+        pattern = ResourcePatternType.PREFIXED if kind == lane else ResourcePatternType.LITERAL
+        await asyncio.to_thread(allow_only, world.servers, kind, name, *operations, pattern=pattern)
+    one = part(0, 1, "m", outputs=records([b"k"], [b"out"]), snapshots=records([b"k"], [b"row"]))
+    async with member_of(world, "w0", transaction_timeout_ms=60_000) as first:
+        membership = await first.until_assigned(4)
+        await first.transport.commit(membership, [one])
+        await first.transport.publish([one])
+        assert await first.transport.stable_offsets(membership, [0]) == {0: Committed(1, "m")}
+        assert [key async for s in first.transport.changelog(0) for key in s.keys] == [b"k"]
+        assert [m.name for m in await first.transport.members()] == ["w0"]
+        # Also what ends a dead owner's transaction (X9).
+        assert isinstance(first.transport, KafkaTransport)
+        reached = hold_open(first.transport)
+        committing = asyncio.create_task(first.transport.commit(membership, [one]))
+        await asyncio.wait_for(reached.wait(), 5)
+        async with member_of(world, "w1") as second:
+            now = await second.until_assigned(2)
+            assert await asyncio.wait_for(second.transport.stable_offsets(now, [0]), 2) == {0: Committed(1, "m")}
+        committing.cancel()
+        await asyncio.gather(committing, return_exceptions=True)
+        assert first.lost == []
+        assert first.trouble == {}
 
 
 async def test_permissions_taken_away_are_named_and_waited_for(guarded: KafkaWorld) -> None:

@@ -64,6 +64,11 @@ class Cursor:
     def hungry(self) -> bool:
         return self._ready is None
 
+    @property
+    def held_bytes(self) -> int:
+        """What came and was not yet taken."""
+        return len(self._ready.data) if isinstance(self._ready, Fetched) else 0
+
     def take(self) -> Fetched | None:
         """What has come; what follows it is asked for at once. None: nothing yet. Raises what broke the fetching."""
         ready, self._ready = self._ready, None
@@ -99,7 +104,8 @@ class Cursor:
 class LogFetcher:
     """Of one topic, over connections of ``client`` that nobody else may need quickly: a fetch waits for data.
 
-    It runs while there are cursors; ``close`` when there are none any more.
+    What is fetched ahead is at most one answer's bytes, and one answer more from each broker. It runs while there are
+    cursors; ``close`` it when there are none any more.
     """
 
     def __init__(self, client: Client, topic: str, pace: Pace) -> None:
@@ -144,7 +150,8 @@ class LogFetcher:
         """Gives every leader that has none a request, while somebody reads."""
         while self._cursors:
             self._hungry.clear()
-            wanted = [cursor for cursor in self._cursors if cursor.hungry]
+            held = sum(cursor.held_bytes for cursor in self._cursors)
+            wanted = [c for c in self._cursors if c.hungry] if held < self._pace.answer_bytes else []
             leaderless = False
             by_leader: defaultdict[int, list[Cursor]] = defaultdict(list)
             for cursor in wanted:
