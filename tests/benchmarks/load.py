@@ -125,10 +125,12 @@ def judge(address: str, topic: str, partitions: int, load: Load, rate: float, st
         now = time.monotonic()
         for message in messages:
             stream = load.stream(message.key())
+            if stream >= load.streams:
+                continue  # not of this load
+            left -= 1
             i = of_stream[stream][seen[stream]]
             seen[stream] += 1
             latency[i] = now - due[i]
-        left -= len(messages)
         if messages:
             quiet_since = max(quiet_since, now)
         if not left:

@@ -216,6 +216,11 @@ class Eddy(Peer):
             self._url = self.wait_for(r'"url": "([^"]+)"')[1]
         return self._url
 
+    def last_assignment(self) -> set[int]:
+        """The partitions that it said it was given last."""
+        said = re.findall(r"assigned partitions \[([\d, ]*)\]", "".join(self._said))
+        return {int(p) for p in said[-1].split(",") if p.strip()} if said else set()
+
     def wait_ready(self) -> None:
         end = time.monotonic() + START_S
         while time.monotonic() < end:

@@ -76,7 +76,7 @@ class Bench:
 
     def run(self) -> dict[str, Any]:
         a = self.a
-        self.model = a.model or self._export()
+        self.model = a.model or export_model(self.folder)
         self.broker = Broker()
         say("starting Apache Kafka")
         self.broker.start()
@@ -100,14 +100,6 @@ class Bench:
             "samples": dict(self.samples),
             "checks": self.checks,
         }
-
-    def _export(self) -> Path:
-        """In a process of its own: torch's threads and memory would stay in this one."""
-        say("exporting LSTM 2x128")
-        code = "import sys, pathlib, tests.models as m; m.lstm_tensor(pathlib.Path(sys.argv[1]))"
-        folder = self.folder / "lstm" / "1"
-        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, stdout=sys.stderr)
-        return folder / "model.onnx"
 
     def _raw(self) -> None:
         self._wait()
@@ -194,6 +186,15 @@ class Bench:
 
     def _add(self, name: str, value: float) -> None:
         self.samples[name].append(value)
+
+
+def export_model(folder: Path) -> Path:
+    """LSTM 2x128, in a process of its own: torch's threads and memory would stay in this one."""
+    say("exporting LSTM 2x128")
+    code = "import sys, pathlib, tests.models as m; m.lstm_tensor(pathlib.Path(sys.argv[1]))"
+    target = folder / "lstm" / "1"
+    subprocess.run([sys.executable, "-c", code, str(target)], check=True, stdout=sys.stderr)
+    return target / "model.onnx"
 
 
 def say(what: str) -> None:

@@ -1,0 +1,326 @@
+"""What exactly once costs and what it gives: ``python -m tests.benchmarks.guarantees [WHAT ...]``.
+
+Every figure is a ratio or a difference of two runs that take turns on one real Kafka, with LSTM 2x128 (2 KiB of state a
+stream): ``throughput`` and ``latency`` beside at_least_once, a ``hot`` stream's neighbours, many ``partitions``, what
+goes to the ``changelog``, ``takeover`` from it and from a local copy, and the pause of a ``join``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.embedded import Broker
+from tests.benchmarks.load import Load, committed, fill, pace, producer
+from tests.benchmarks.peers import Eddy, Place, drain, make_topics, paced, remove_topics, running
+from tests.benchmarks.throughput import export_model, machine, say
+
+HEARTBEAT_MS = 1000
+HOT = 99_999
+"""Number of the stream whose answers nobody waits for."""
+
+
+class AtLeastOnce(Eddy):
+    name = "at least once"
+
+    def command(self, place: Place) -> list[str]:
+        return [*super().command(place), "--processing-guarantee", "at_least_once"]
+
+
+class Seen:
+    """When answers become visible, by partition: read committed, on a thread."""
+
+    def __init__(self, address: str, topic: str, partitions: int) -> None:
+        self.times: defaultdict[int, list[float]] = defaultdict(list)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(address, topic, partitions), daemon=True)
+        self._thread.start()
+
+    def _read(self, address: str, topic: str, partitions: int) -> None:
+        for messages in committed(address, topic, partitions):
+            now = time.monotonic()
+            for message in messages:
+                self.times[message.partition()].append(now)
+            if self._over.is_set():
+                return
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, list(self.times.values())))
+
+    def until(self, count: int, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        while self.count < count:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{self.count} of {count} answers within {timeout_s:g} s")
+            time.sleep(0.005)
+
+    def first_after(self, at: float) -> float:
+        """When the first answer came that did so after ``at``; waits for it."""
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            later = [t for times in list(self.times.values()) for t in times[-2000:] if t > at]
+            if later:
+                return min(later)
+            time.sleep(0.002)
+        raise RuntimeError("no answer within 120 s")
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.a, self.folder = arguments, folder
+        self.model = arguments.model or export_model(folder)
+        self.broker = Broker()
+        self.made = 0
+        self.found: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        self.broker.start()
+        try:
+            for what in self.a.what or WHAT:
+                say(what)
+                WHAT[what](self)
+        finally:
+            self.broker.stop()
+        return self.found
+
+    @contextmanager
+    def place(self, partitions: int = 4, source: str | None = None) -> Iterator[Place]:
+        """Topics of its own, gone afterwards."""
+        self.made += 1
+        target = f"out-{self.made}"
+        source = source or f"in-{self.made}"
+        address = self.broker.address
+        make_topics(address, partitions, target, *([source] if source == f"in-{self.made}" else []))
+        place = Place(address, self.model, source, target, f"group-{self.made}", partitions)
+        yield place
+        remove_topics(address, target, f"{place.group}-{source}-changelog", f"{source}.dlq")
+        if source == f"in-{self.made}":
+            remove_topics(address, source)
+
+    def throughput(self) -> None:
+        load = Load(self.a.streams, self.a.records)
+        make_topics(self.broker.address, 4, "backlog")
+        fill(self.broker.address, "backlog", load)
+        rates = defaultdict(list)
+        for i in range(self.a.rounds):
+            for kind in in_turn((Eddy, AtLeastOnce), i):
+                with self.place(source="backlog") as place:
+                    rates[kind].append(drain(kind, place, load.records, self.broker.pid).steps_per_s)
+        ratios = [a / b for a, b in zip(rates[Eddy], rates[AtLeastOnce])]
+        self.found["throughput, exactly once / at least once"] = spread(ratios)
+        self.found["records/s, exactly once"] = spread(rates[Eddy])
+
+    def latency(self) -> None:
+        p99 = defaultdict(list)
+        for i in range(self.a.latency_rounds):
+            for kind in in_turn((Eddy, AtLeastOnce), i):
+                with self.place() as place:
+                    p99[kind].append(self._paced(kind, place)["p99 ms"])
+        more = [a - b for a, b in zip(p99[Eddy], p99[AtLeastOnce])]
+        self.found["p99 ms at 2,000 records/s, exactly once"] = spread(p99[Eddy])
+        self.found["p99 ms, exactly once less at least once"] = spread(more)
+
+    def _paced(self, kind: type[Eddy], place: Place, more: tuple[str, ...] = (), rate: float = 2000) -> Any:
+        skip = int(3 * rate)
+        load = Load(self.a.streams, skip + int(self.a.seconds * rate))
+        return paced(kind, place, load, rate, skip, self.broker.pid, more)
+
+    def partitions(self) -> None:
+        p99, share, cores = [], [], []
+        for i in range(self.a.rounds):
+            used = {}
+            for interval in in_turn((0, 1000), i):
+                with self.place(64) as place:
+                    told = self._paced(Eddy, place, ("--commit-interval-ms", str(interval)))
+                    used[interval] = told["cores"]
+                    if not interval:
+                        p99.append(told["p99 ms"])
+            cores.append(used[0])
+            share.append(1 - used[1000] / used[0])
+        self.found["p99 ms at 2,000 records/s, 64 partitions"] = spread(p99)
+        self.found["cores, 64 partitions"] = spread(cores)
+        self.found["share of its CPU that goes into transactions"] = spread(share)
+
+    def hot(self) -> None:
+        """Neighbours of a stream with a backlog of 100,000 steps, in its partition, beside them alone."""
+        p99 = defaultdict(list)
+        for i in range(self.a.rounds):
+            for hot in in_turn((False, True), i):
+                with self.place(1) as place:
+                    if hot:
+                        self._heat(place, 100_000)
+                    p99[hot].append(self._neighbours(place)["p99 ms"])
+        self.found["neighbours' p99 ms beside a hot stream"] = spread(p99[True])
+        self.found["neighbours' p99, beside it / alone"] = spread([a / b for a, b in zip(p99[True], p99[False])])
+
+    def _neighbours(self, place: Place) -> Any:
+        rate = 200.0
+        load = Load(20, int(self.a.seconds * rate))
+        return paced(Eddy, place, load, rate, 0, self.broker.pid)
+
+    @staticmethod
+    def _heat(place: Place, steps: int) -> None:
+        feeder = producer(place.address, **{"linger.ms": 20, "batch.size": 1_000_000})
+        values = Load(1, 1).values()
+        for i in range(steps):
+            feeder.produce(place.source, values[i % len(values)], Load.key(HOT))
+            if i % 1000 == 0:
+                feeder.poll(0)
+        feeder.flush(60)
+
+    def changelog(self) -> None:
+        """Of 2,000 records/s, with the default interval and with a snapshot a commit."""
+        found = {}
+        for name, more in (("by default", ()), ("one a commit", ("--snapshot-interval-ms", "0"))):
+            with self.place() as place, running(Eddy, place, more) as peer:
+                load = Load(self.a.streams, int(2000 * max(30, self.a.seconds)))
+                pace_into(place, load, 2000)
+                seen = Seen(place.address, place.target, place.partitions)
+                seen.until(load.records, 60)
+                seen.close()
+                told = peer.counters()
+                found[name] = told["snapshot_bytes_total"] / told["records_total"]
+                self.found[f"changelog bytes per input, {name}"] = round(found[name], 1)
+        self.found["changelog bytes per input, by default / one a commit"] = round(
+            found["by default"] / found["one a commit"], 3
+        )
+
+    def takeover(self) -> None:
+        """Killed under load and started again: from its assignment to its first answer."""
+        streams = self.a.takeover_streams
+        for name, directory in (("from the changelog", None), ("from a local copy", self.folder / "state")):
+            more = ["--slots", str(streams + 1000), "--snapshot-interval-ms", "10000"]
+            if directory is not None:
+                more += ["--state-directory", str(directory)]
+            with self.place() as place:
+                seen = Seen(place.address, place.target, place.partitions)
+                first = Load(streams, streams)
+                fill_each(place, first)
+                peer = Eddy(place, *more)
+                seen.until(streams, 120)
+                rate = 2000
+                load = Load(streams, int(rate * self.a.minutes * 60))
+                pace_into(place, load, rate)
+                seen.until(streams + load.records, 120)
+                peer.kill()
+                took = []
+                for _ in range(3):
+                    fill(place.address, place.source, Load(1000, 1000))
+                    peer = Eddy(place, *more)
+                    peer.wait_for("assigned partitions")
+                    assigned = time.monotonic()
+                    took.append(seen.first_after(assigned) - assigned)
+                    peer.wait_ready()
+                    restored = peer.counters()["restored_snapshots_total"]
+                    peer.kill()
+                seen.close()
+                self.found[f"takeover of {restored:,.0f} streams, s, {name}"] = spread(took)
+
+    def join(self) -> None:
+        """Two workers, a third joins: the longest pause of partitions that stay where they are."""
+        pauses = []
+        for _ in range(self.a.rounds):
+            with self.place(12) as place:
+                seen = Seen(place.address, place.target, place.partitions)
+                peers = [Eddy(place, "--worker-id", f"w{i}") for i in range(2)]
+                for peer in peers:
+                    peer.wait_ready()
+                rate = 2000
+                feeder = threading.Thread(target=pace_into, args=(place, Load(self.a.streams, rate * 15), rate))
+                feeder.start()
+                seen.until(4 * rate, 60)
+                before = [peer.last_assignment() for peer in peers]
+                began = time.monotonic()
+                peers.append(Eddy(place, "--worker-id", "w2"))
+                peers[2].wait_for("assigned partitions")
+                feeder.join()
+                seen.until(rate * 15, 60)
+                kept = {p for peer, had in zip(peers, before) for p in had & peer.last_assignment()}
+                gaps = [longest_gap(seen.times[p], began) for p in kept]
+                pauses.append(max(gaps))
+                seen.close()
+                for peer in peers:
+                    peer.end()
+        self.found[f"longest pause of kept partitions at a join, s (heartbeat {HEARTBEAT_MS} ms)"] = spread(pauses)
+
+
+WHAT: dict[str, Callable[[Bench], None]] = {
+    "throughput": Bench.throughput,
+    "latency": Bench.latency,
+    "hot": Bench.hot,
+    "partitions": Bench.partitions,
+    "changelog": Bench.changelog,
+    "takeover": Bench.takeover,
+    "join": Bench.join,
+}
+
+
+def in_turn(two: tuple[Any, Any], i: int) -> tuple[Any, ...]:
+    """Who comes first changes with the round."""
+    return two if i % 2 == 0 else two[::-1]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        name: round(float(f(values)), 4) for name, f in (("median", statistics.median), ("least", min), ("most", max))
+    }
+
+
+def pace_into(place: Place, load: Load, rate: float) -> None:
+    pace(place.address, place.source, load, rate, time.monotonic() + 0.5)
+
+
+def fill_each(place: Place, load: Load) -> None:
+    """One record of every stream."""
+    feeder = producer(place.address, **{"linger.ms": 20, "batch.size": 1_000_000})
+    values = load.values()
+    for stream in range(load.streams):
+        feeder.produce(place.source, values[stream % len(values)], Load.key(stream))
+        if stream % 1000 == 0:
+            feeder.poll(0)
+    feeder.flush(60)
+
+
+def longest_gap(times: list[float], after: float) -> float:
+    at = np.array([t for t in times if t >= after - 0.5])
+    return float(np.diff(at).max()) if len(at) > 1 else float("inf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.guarantees", description=__doc__)
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(WHAT)}; all if none is named")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--latency-rounds", type=int, default=10)
+    parser.add_argument("--records", type=int, default=500_000)
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a latency run, after warming up [%(default)s]")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of load before a takeover [%(default)s]")
+    parser.add_argument("--takeover-streams", type=int, default=100_000)
+    parser.add_argument("--model", type=Path, metavar="FILE", help="LSTM 2x128 that was exported before")
+    a = parser.parse_args()
+    unknown = set(a.what) - WHAT.keys()
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(WHAT)}")
+    with tempfile.TemporaryDirectory(prefix="eddy-bench-") as folder:
+        found = Bench(a, Path(folder)).run()
+    print(json.dumps({"machine": machine(), **found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
