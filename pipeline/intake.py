@@ -162,7 +162,8 @@ class Intake:
                 break
             key, value, error = segment.keys[i], segment.values[i], odd[i]
             if key is not None and value is None:
-                self._end(memory, taken, i, key)
+                if not self._end(memory, taken, i, key):
+                    break
                 if error is not None:
                     taken.failed[i] = (error, key, value)
             elif error is not None:
@@ -203,19 +204,20 @@ class Intake:
                     odd[i] = RecordError("engine", f"the model failed on this record alone: {why}")
         return odd
 
-    def _end(self, memory: Memory, taken: _Taken, i: int, key: bytes) -> None:
+    def _end(self, memory: Memory, taken: _Taken, i: int, key: bytes) -> bool:
         """A null value ends the stream; its slot is released when this poll is finished. A stream that is not known has
-        nothing to end."""
-        slot = memory.index.get(key)
-        if slot is None and (memory.partition, key) in memory.tier:
-            found = self._where(memory, [key])
-            slot = int(found[0]) if len(found) else None
-        if slot is not None:
-            del memory.index[key]
-            self._slots.ending[slot] = True
-            self._slots.poll[slot] = self._number
-            taken.slots[i] = slot
-            taken.ended.append(i)
+        nothing to end. False: it is in the host tier, and no slot is free for its last word."""
+        if key not in memory.index and (memory.partition, key) not in memory.tier:
+            return True
+        found = self._where(memory, [key])
+        if not len(found):
+            return False
+        slot = int(found[0])
+        del memory.index[key]
+        self._slots.ending[slot] = True
+        taken.slots[i] = slot
+        taken.ended.append(i)
+        return True
 
     @staticmethod
     def _cut(memory: Memory, taken: _Taken, n: int) -> tuple[_Taken, int]:

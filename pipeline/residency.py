@@ -119,16 +119,18 @@ class Residency:
 
     def _make_room(self, memory: Memory, keys: list[bytes]) -> None:
         slots = self._slots
-        distinct = dict.fromkeys(keys)
-        resident = [s for key in distinct if (s := memory.index.get(key)) is not None]
-        wanted = len(distinct) - len(resident) - slots.free
-        if wanted <= 0:
+        where = np.array([memory.index.get(key, -1) for key in dict.fromkeys(keys)], np.int64)
+        absent = where < 0
+        if absent.sum() <= slots.free:
             return
-        idle = np.flatnonzero(
-            (slots.partition >= 0) & ~slots.busy & ~slots.ending & ~slots.saving & (slots.poll <= slots.finished)
-        )
-        idle = np.setdiff1d(idle, resident, assume_unique=True)  # those are wanted now
-        most = min(len(idle), max(wanted, slots.total // ROOM))
+        may_leave = (slots.partition >= 0) & (slots.poll <= slots.finished)
+        may_leave &= ~(slots.busy | slots.ending | slots.saving)
+        # A stream that is absent needs a slot, and one that comes before it keeps its own: as far as they go round.
+        keep = ~absent & may_leave[where]
+        fits = np.cumsum(absent | keep) <= slots.free + may_leave.sum()
+        may_leave[where[keep & fits]] = False
+        idle = np.flatnonzero(may_leave)
+        most = min(len(idle), max(int(absent[fits].sum()) - slots.free, slots.total // ROOM))
         if most < len(idle):
             idle = idle[np.argpartition(slots.poll[idle], most)[:most]]
         owners = slots.partition[idle]

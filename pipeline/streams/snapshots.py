@@ -82,23 +82,27 @@ class Snapshots:
 
     @staticmethod
     def latest(parts: list[Snapshots]) -> Snapshots:
-        """What is newest of each stream: the last row of each, none of a stream that ended."""
+        """What is newest of each stream: the last row of each, none from before its key's end. A stream that had
+        several slots meanwhile has a row from each, in order."""
         if len(parts) == 1 and not len(parts[0].ended_serials):
             return parts[0]
         serials = np.concatenate([p.serials for p in parts])
-        ended = np.concatenate([p.ended_serials for p in parts])
+        ended = {k: a for p in parts for k, a in zip(p.ended_keys, p.ended_applied.tolist())}
         _, backwards = np.unique(serials[::-1], return_index=True)
         last = np.sort(len(serials) - 1 - backwards)
-        if len(ended):
-            last = last[~np.isin(serials[last], ended)]
         keys = [k for p in parts for k in p.keys]
-        rows = np.concatenate([p.rows for p in parts]) if len(parts) > 1 else parts[0].rows
+        applied = np.concatenate([p.applied for p in parts])
+        if ended:  # by key, not by serial: who ends may have left the arena and come back since its row was saved
+            before = [a < ended.get(keys[i], -1) for i, a in zip(last.tolist(), applied[last].tolist())]
+            last = last[~np.array(before, np.bool_)]
+        # Of none nobody knows how wide a row is: it does not join the others.
+        rows = [p.rows for p in parts if len(p.keys)] or [parts[0].rows]
         return Snapshots(
             serials[last],
             [keys[i] for i in last.tolist()],
-            np.concatenate([p.applied for p in parts])[last],
-            rows[last],
-            ended,
+            applied[last],
+            (np.concatenate(rows) if len(rows) > 1 else rows[0])[last],
+            np.concatenate([p.ended_serials for p in parts]),
             [k for p in parts for k in p.ended_keys],
             np.concatenate([p.ended_applied for p in parts]),
             [k for p in parts for k in p.tombstones],

@@ -109,6 +109,18 @@ def test_a_stream_that_ended_leaves_no_row():
     assert list(part.snapshots.keys) == [b"a", b"b"]
 
 
+def test_a_stream_that_left_the_arena_came_back_and_ended_leaves_no_row():
+    """It had another slot at its end than when its row was saved, and so another serial."""
+    m, _ = memory()
+    m.finished(done(3, snaps=snapshots({b"a": (1, 1), b"b": (2, 2)})), 0)
+    m.finished(done(5, snaps=snapshots(ended={b"a": (7, 4)})), 0)
+    m.finished(done(8, snaps=snapshots({b"b": (8, 6)}, ended={b"b": (8, 7)})), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 99, identity)
+    assert part is not None
+    assert list(part.snapshots.keys) == [b"a", b"b"]
+    assert [len(v) for v in part.snapshots.values if v is not None] == [32, 32], "ends alone"
+
+
 def test_one_part_at_a_time_and_it_stays_as_it_is():
     m, _ = memory()
     m.finished(done(3, b"a"), 0)
