@@ -87,7 +87,10 @@ class Config:
         choices=("wait", "interrupt"),
     )
     host_bytes: int = setting(1_073_741_824, "memory for streams that have no slot just now, bytes", low=1024)
-    state_directory: str = setting("", "where streams go that fit in neither; empty: memory only")
+    state_directory: str = setting(
+        "", "where streams go that fit in neither, and local copies of changelogs, for quick restarts; empty: nowhere"
+    )
+    standbys: int = setting(0, "workers that may die at once, and others have a local copy of what was theirs", low=0)
     state_ttl_s: float = setting(0.0, "a stream without records for so long is forgotten; 0: never, seconds", low=0)
     max_stall_s: float = setting(
         120.0,
@@ -123,6 +126,12 @@ class Config:
                 raise ConfigError(f"{f.name} is {value!r}: expected one of {', '.join(choices)}")
             if low is not None and value < low:
                 raise ConfigError(f"{f.name} is {value!r}: must be at least {low:g}")
+
+        if self.standbys and not self.state_directory:
+            raise ConfigError(
+                f"standbys is {self.standbys}: they keep local copies, so give --state-directory, EDDY_STATE_DIRECTORY"
+                " or state_directory: in the file"
+            )
 
     def require(self, *names: str) -> None:
         """Raises ConfigError for a setting that was left empty."""

@@ -150,6 +150,8 @@ class Metrics:
         self._away = self._gauge("host_streams", "Streams in the host tier")
         self._away_bytes = self._gauge("host_bytes", "What the host tier holds, in memory and on disk")
         self._evicted = self._counter("evicted_streams", "Streams that left the arena for room")
+        self._copies = self._gauge("local_copies", "Changelog partitions that have a local copy here")
+        self._copy_bytes = self._gauge("local_copy_bytes", "What the local copies take on disk")
         self._queued = self._gauge("queued_bytes", "Bytes fetched and not yet committed")
         self._streams = self._gauge("active_streams", "Streams with state on this worker")
         self._slots_used = self._gauge("slots_used", "Slots of the arena that hold a stream")
@@ -278,6 +280,11 @@ class Metrics:
         self._away.set(streams)
         self._away_bytes.set(nbytes)
         self._evicted.inc(evicted)
+
+    def local_copies(self, copies: int, nbytes: int) -> None:
+        """Changelog partitions with a copy here, and their files' size."""
+        self._copies.set(copies)
+        self._copy_bytes.set(nbytes)
 
     def queued(self, queued_bytes: int) -> None:
         self._queued.set(queued_bytes)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pipeline import takeover
 from pipeline.columns import I64, U8, Bools, Membership
 from pipeline.commit import Lane, Saved
+from pipeline.copies import Copies
 from pipeline.errors import CommitError, SlotsExhausted, TakeoverError, TierFull
 from pipeline.metrics import Metrics
 from pipeline.partition import Memory
@@ -69,6 +70,7 @@ class Ownership:
         lane: Lane,
         slots: Slots,
         residency: Residency,
+        copies: Copies,
         digest: bytes,
         metrics: Metrics,
         running: Callable[[Memory, I64], None],
@@ -80,6 +82,7 @@ class Ownership:
         resets: bool,
     ) -> None:
         self._transport, self._lane, self._slots, self._residency = transport, lane, slots, residency
+        self._copies = copies
         self._digest, self._metrics, self._running, self._failed = digest, metrics, running, failed
         self._said_checked, self._wanted, self._look_twice, self._resets = checked, wanted, look_twice, resets
         self._row_bytes = residency.row_bytes
@@ -324,6 +327,7 @@ class Ownership:
             owned.partition,
             owned.membership,
             self._transport,
+            self._copies,
             self._digest,
             self._row_bytes,
             look_twice=self._look_twice,

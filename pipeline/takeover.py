@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.columns import I64, IMPORTING, U8, Bools, Committed, Membership
+from pipeline.copies import Copies
 from pipeline.errors import SlotsExhausted, TakeoverError
 from pipeline.mark import MARK_VERSION, Mark, Run, contains, stable_tag
 from pipeline.partition import Memory
 from pipeline.residency import Residency
 from pipeline.streams.slots import Index, Slots
-from pipeline.streams.snapshots import OTHER_ROWS, Newest, Problem, Restored, restore
+from pipeline.streams.snapshots import OTHER_ROWS, Problem, Restored, restore
 from pipeline.transport.base import LogRange, Transport
 
 
@@ -48,7 +49,14 @@ class Start:
 
 
 async def read(
-    partition: int, membership: Membership, transport: Transport, digest: bytes, row_bytes: int, *, look_twice: bool
+    partition: int,
+    membership: Membership,
+    transport: Transport,
+    copies: Copies,
+    digest: bytes,
+    row_bytes: int,
+    *,
+    look_twice: bool,
 ) -> Found:
     """Steps 1 to 4; no memory is touched. ``look_twice``: at least once, X13. Raises CommitError when the broker does
     not answer in time."""
@@ -56,9 +64,7 @@ async def read(
         # 1. The stable offset first, with its metadata: a snapshot read later is then at least as new as it (X8).
         committed = (await transport.stable_offsets(membership, [partition]))[partition]
         # 2. The changelog, read committed, to the high watermark asked now, after the offset.
-        newest = Newest(row_bytes)
-        async for stretch in transport.changelog(partition):
-            newest.add(stretch)
+        newest = await copies.restore(partition, row_bytes)
         # 3. At least once, outputs stand in no transaction that a fence could stop: what moved meanwhile is read anew.
         if look_twice:
             again = (await transport.stable_offsets(membership, [partition]))[partition]

@@ -28,6 +28,7 @@ from pipeline.commit import Lane, Saved
 from pipeline.committer import Committer
 from pipeline.config import Config
 from pipeline.contract import Contract
+from pipeline.copies import Copies
 from pipeline.engine import Engine, Run
 from pipeline.errors import EddyError, EngineFailed, Stalled, TakeoverError
 from pipeline.gauges import gauging
@@ -45,6 +46,7 @@ from pipeline.poll import Poll
 from pipeline.pump import STREAM_STEPS, Pump
 from pipeline.residency import Residency
 from pipeline.scheduler import Limits
+from pipeline.standby import Standbys
 from pipeline.streams.slots import Slots
 from pipeline.streams.snapshots import digest_of
 from pipeline.streams.tier import Tier
@@ -93,6 +95,8 @@ class Worker:
         row_bytes = self._engine.arena.row_bytes + slots.codec.shape[1] + head.memory_bytes
         directory = Path(config.state_directory) if config.state_directory else None
         self._residency = Residency(slots, self._engine.arena, Tier(row_bytes, config.host_bytes, directory))
+        self._copies = Copies(directory, config.group, config.changelog, transport, metrics)
+        self._standbys = Standbys(transport, self._copies, config.standbys)
         limits = Limits(
             1 if contract.batching == "single" else config.max_batch,
             config.max_call_steps,
@@ -128,6 +132,7 @@ class Worker:
             self._lane,
             slots,
             self._residency,
+            self._copies,
             digest,
             metrics,
             self._running,
@@ -215,6 +220,10 @@ class Worker:
                 *(("committing", self._committer.run()), ("gauging", shown), ("watching", watching)),
             ):
                 tasks.append(asyncio.create_task(running, name=name))
+            if self._config.state_directory:
+                tasks.append(asyncio.create_task(self._copies.tend(), name="copying"))
+            if self._config.standbys:
+                tasks.append(asyncio.create_task(self._standbys.run(), name="standing by"))
             tasks.append(asyncio.create_task(self._until_stopping(), name="stopping"))
             waited: list[asyncio.Future[Any]] = [*tasks, self._fatal]
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -229,6 +238,7 @@ class Worker:
             if self._waking is not None:
                 self._waking.cancel()
             await self._ownership.close()
+            await self._copies.close()
             self._residency.tier.close()
             if self._ahead is not None:
                 await self._ahead.close()
@@ -281,6 +291,8 @@ class Worker:
 
     def on_assigned(self, membership: Membership, partitions: Collection[int]) -> None:
         self._inflow.paused.clear()
+        self._copies.assigned(partitions)
+        self._standbys.assigned(membership, partitions)
         self._ownership.assigned(membership, partitions)
         self._committer.wake.set()
         self._settle_quiet()
@@ -307,6 +319,7 @@ class Worker:
         """Parts are visible; none where memories were checked and found to be ours."""
         self._work.set()
         for s in saved:
+            self._copies.saved(s.memory.partition, s.part.snapshots, s.written)
             self._ownership.succeeded(s.memory.partition)
             self._intake.forget_poison(s.memory.partition, s.part.committed)
 

@@ -75,7 +75,8 @@ class LocalCopy:
     def __init__(self, path: Path, source: Source, file: FileIO) -> None:
         """Use ``open``; ``file`` is locked."""
         self._path, self._source, self._file = path, source, file
-        self._written_ms = _mtime_ms(file)
+        self._written_ms: int | None = os.fstat(file.fileno()).st_mtime_ns // 1_000_000
+        """None: it begins here and now."""
         found = _head_of(file, source)
         self._seed, self._begin = found or (0, 0)
         self._end = os.fstat(file.fileno()).st_size
@@ -116,27 +117,37 @@ class LocalCopy:
         It was so at the last ``append`` or ``touch`` before it was opened. While it is open and follows the changelog,
         there is nothing to ask.
         """
+        if self._written_ms is None:
+            return False
         age = now_ms - self._written_ms
         return age > delete_retention_ms // 2 or age < -AHEAD_MS
 
-    def touch(self) -> None:
-        """Notes that just now the changelog had nothing more than this."""
-        os.utime(self._file.fileno())
+    def touch(self, now_ms: int) -> None:
+        """Notes that the changelog has nothing more than this, at ``now_ms``. Raises LocalCopyFailed."""
+        try:
+            os.utime(self._file.fileno(), ns=(now_ms * 1_000_000, now_ms * 1_000_000))
+        except OSError as error:
+            raise self._failed("written", error) from error
 
     def read(self) -> Iterator[Changelog]:
-        """All it has, in order; then ``next_offset`` is known, and what follows the last whole block is cut off."""
-        position = self._begin
+        """All it has, in order; then ``next_offset`` is known, and what follows the last whole block is cut off.
+
+        Raises LocalCopyFailed where it cannot be."""
+        position, self.next_offset = self._begin, 0
         for block in read_blocks(self._file.fileno(), position, self._end, self._seed):
             yield Changelog(block.keys(), block.values(), block.offsets(), block.next)
             position, self.next_offset = block.end, block.next
         if position < self._end:
             log.info("%s is cut at byte %d of %d: no whole block follows", self._path, position, self._end)
-            self._file.truncate(position)
+            try:
+                self._file.truncate(position)
+            except OSError as error:
+                raise self._failed("cut", error) from error
             self._end = position
         self._limit, self._was_read = position + SLACK_BYTES, True
 
-    def append(self, stretch: Changelog) -> None:
-        """Adds committed records from ``next_offset`` on. Raises LocalCopyFailed (a full disk).
+    def append(self, stretch: Changelog, now_ms: int) -> None:
+        """Adds committed records from ``next_offset`` on, at ``now_ms``. Raises LocalCopyFailed (a full disk).
 
         Of a key that is in the stretch more than once only the last record is kept, as the changelog itself may do.
         """
@@ -150,6 +161,7 @@ class LocalCopy:
             self._end = write_blocks(self._file, self._end, self._seed, groups, self.next_offset, stretch.next_offset)
         except OSError as error:
             raise self._failed("written", error) from error
+        self.touch(now_ms)
         self.next_offset = stretch.next_offset
 
     def reset(self) -> None:
@@ -158,10 +170,10 @@ class LocalCopy:
         try:
             self._file.truncate(0)
             self._begin = self._end = _begin(self._file, self._source, self._seed)
-            self._written_ms = _mtime_ms(self._file)
         except OSError as error:
             raise self._failed("written", error) from error
         self._limit, self._was_read, self.next_offset = self._end + SLACK_BYTES, True, 0
+        self._written_ms = None
 
     def rewrite(self) -> Rewritten:
         """A file without what is superseded, for ``adopt``. May run on a thread, beside ``append``.
@@ -225,10 +237,6 @@ def _cannot(path: Path, done: str, error: OSError) -> str:
         f"the local copy {path} cannot be {done}: {error.strerror}; until that is mended, the next takeover on this"
         " machine reads the whole changelog (free some of that disk, or name another state_directory)"
     )
-
-
-def _mtime_ms(file: FileIO) -> int:
-    return os.fstat(file.fileno()).st_mtime_ns // 1_000_000
 
 
 def _locked(path: Path) -> FileIO | None:

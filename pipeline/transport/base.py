@@ -86,6 +86,10 @@ class Transport(Protocol):
         """The changelog's topic id, 16 bytes, known after ``start``: another topic of that name has another one (X14).
         Zeros where the cluster has none."""
 
+    async def changelog_retention_ms(self) -> int:
+        """How long the changelog keeps tombstones (delete.retention.ms); 0 where the cluster does not tell us. Raises
+        CommitError past the time limit."""
+
     async def start(self, listener: AssignmentListener) -> None:
         """Connects, checks the topics, makes changelog and dead letters, settles the writer, joins the group.
 

@@ -7,6 +7,7 @@ promises of ``base.py``; what only a real broker does (time-outs, fetch buffers,
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from pipeline.config import Config
 from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TakeoverError, TopicError
 from pipeline.transport.base import AssignmentListener, GroupMember, LogRange, Written
 
+KEPT_MS = 86_400_000
+"""Nothing is compacted here, so a tombstone stays longer than this."""
 FETCH_RECORDS = 32768
 """Most records of one partition in one fetch."""
 
@@ -50,6 +53,7 @@ class MemoryBroker:
         self.groups: dict[str, Group] = {}
         self.record_bytes_max = record_bytes_max
         self._arrived: set[asyncio.Event] = set()
+        self._ids: dict[str, bytes] = {}
         self._members = 0
 
     def create(self, topic: str, partitions: int) -> None:
@@ -57,6 +61,11 @@ class MemoryBroker:
         if topic in self.topics:
             raise TopicError(f"topic {topic!r} is there already")
         self.topics[topic] = [[] for _ in range(partitions)]
+        self._ids[topic] = os.urandom(16)
+
+    def id_of(self, topic: str) -> bytes:
+        """Sixteen bytes that a topic has from its making on."""
+        return self._ids[topic]
 
     def produce(
         self,
@@ -111,7 +120,13 @@ class MemoryTransport:
     """One member and its writer. See ``Transport``."""
 
     name = "memory"
-    changelog_id = bytes(16)  # nothing survives the process: there is nothing to tell apart
+
+    @property
+    def changelog_id(self) -> bytes:
+        return self._broker.id_of(self._config.changelog)
+
+    async def changelog_retention_ms(self) -> int:
+        return KEPT_MS
 
     def __init__(self, broker: MemoryBroker, config: Config) -> None:
         self._broker, self._config = broker, config
@@ -133,7 +148,8 @@ class MemoryTransport:
                 raise TopicError(f"there is no topic {topic!r}; make it with `eddy topics create`")
         self.partitions = len(topics[config.input])
         for topic in (config.changelog, config.dead_letters):
-            topics.setdefault(topic, [[] for _ in range(self.partitions)])
+            if topic not in topics:
+                self._broker.create(topic, self.partitions)
         for topic in (config.output, config.changelog, config.dead_letters):
             if len(topics[topic]) != self.partitions:
                 raise TopicError(

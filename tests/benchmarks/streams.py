@@ -72,7 +72,7 @@ class Bench:
 
         def append() -> None:
             for stretch in log:
-                copy.append(stretch)
+                copy.append(stretch, 0)
 
         self.show(f"local copy: {self.n} snapshots appended", append, copy.reset)
         self.show("local copy: read to columns", lambda: self._restored(copy.read()))

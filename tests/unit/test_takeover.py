@@ -9,8 +9,10 @@ import pytest
 
 from pipeline.columns import Changelog, Committed, Membership
 from pipeline.config import Config
+from pipeline.copies import Copies
 from pipeline.errors import TakeoverError
 from pipeline.mark import Mark
+from pipeline.metrics import Metrics
 from pipeline.streams.snapshots import Newest, Restored, Snapshots, restore
 from pipeline.takeover import Found, Start, check, read
 from pipeline.transport.base import LogRange
@@ -126,9 +128,10 @@ async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog
     broker = MemoryBroker()
     broker.create("in", 1)
     transport = Overwritten(broker, Config(input="in", output="out", group="g", worker_id="w"))
+    copies = Copies(None, "g", "g-in-changelog", transport, Metrics("m", "1"))
     tracemalloc.start()
     try:
-        got = await read(0, Membership("g", 1, "w"), transport, DIGEST, 1_000_000, look_twice=False)
+        got = await read(0, Membership("g", 1, "w"), transport, copies, DIGEST, 1_000_000, look_twice=False)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

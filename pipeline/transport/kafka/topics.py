@@ -7,13 +7,15 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from aiokafka.errors import for_code
-from aiokafka.protocol.admin import CreateTopicsRequest
+from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 
 from pipeline.config import Config
 from pipeline.errors import TopicError
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import DISCONNECTED, RECONNECT_PAUSE_S, Client
 
+TOPIC = 2
+"""A kind of resource, for DescribeConfigs."""
 JUST_MADE_S = 1.0
 """A broker answers that a topic is made before all brokers' metadata show it."""
 
@@ -110,6 +112,15 @@ async def wait_for(client: Client, topics: Mapping[str, Any]) -> dict[str, int]:
         if all(there.get(topic) for topic in topics):
             return there
         await asyncio.sleep(RECONNECT_PAUSE_S)
+
+
+async def setting_of(client: Client, topic: str, name: str) -> str | None:
+    """One of a topic's settings; None where the broker does not tell it (not allowed). The caller bounds the time.
+
+    Raises KafkaError."""
+    reply = await client.send(client.get_random_node(), DescribeConfigsRequest([(TOPIC, topic, [name])]))
+    code, _, _, _, entries = reply.resources[0]
+    return next((value for found, value, *_ in entries if found == name), None) if not code else None
 
 
 async def know_leaders(client: Client, topics: list[str], partitions: int) -> None:

@@ -29,7 +29,7 @@ from pipeline.transport.kafka.logs import EARLIEST, LATEST, follow_changelogs, o
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
 from pipeline.transport.kafka.topic_watch import TopicWatch
-from pipeline.transport.kafka.topics import check_topics, know_leaders
+from pipeline.transport.kafka.topics import check_topics, know_leaders, setting_of
 from pipeline.transport.kafka.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -178,6 +178,15 @@ class KafkaTransport:
     def changelog_id(self) -> bytes:
         """See Transport.changelog_id."""
         return self._opened.topics.id_of("changelog")
+
+    async def changelog_retention_ms(self) -> int:
+        """See Transport.changelog_retention_ms."""
+        client, topic = self._opened.writing, self._config.changelog
+        try:
+            async with asyncio.timeout(client.limit_s):
+                return int(await setting_of(client, topic, "delete.retention.ms") or 0)
+        except (TimeoutError, KafkaError) as error:
+            raise OutcomeUnknown(f"the settings of {topic} cannot be read: {error!r}") from error
 
     @property
     def _opened(self) -> _Open:
