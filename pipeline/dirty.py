@@ -7,11 +7,12 @@ clean again with the next one. ``Slots.dirty`` says what holds for each slot; a 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.columns import I64, Bools
+from pipeline.columns import I64
 from pipeline.streams.slots import CLEAN, Slots
 
 
@@ -27,12 +28,14 @@ class _Chunk:
 
 
 class Dirty:
-    """See the module. One partition's. ``since_s`` are seconds of the caller's clock."""
+    """See the module. One partition's. ``since_s`` are seconds of the caller's clock, which does not go back."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
+        self._queue: deque[_Chunk] = deque()
+        """In the order they became dirty."""
         self._heap: list[tuple[int, int, _Chunk]] = []
-        """By the lowest offset that was dirty when the chunk was last looked at."""
+        """The same by the lowest offset that was dirty when the chunk was last looked at: what holds R."""
         self._made = 0
 
     def mark(self, slots: I64, offsets: I64, now_s: float) -> None:
@@ -46,55 +49,50 @@ class Dirty:
         first = of.dirty[slots] == offsets
         if not first.all():
             slots, offsets = slots[first], offsets[first]
-        self._push(_Chunk(slots, of.serial[slots], offsets, now_s))
-
-    def _push(self, chunk: _Chunk) -> None:
         self._made += 1
-        heapq.heappush(self._heap, (int(chunk.offsets.min()), self._made, chunk))
+        chunk = _Chunk(slots, of.serial[slots], offsets, now_s)
+        self._queue.append(chunk)
+        heapq.heappush(self._heap, (int(offsets.min()), self._made, chunk))
 
     def lowest(self) -> int | None:
         """First done record of any stream that its snapshot lacks; None: there is none."""
-        chunk = self._first()
-        return int(chunk.offsets.min()) if chunk is not None else None
-
-    def since_s(self) -> float | None:
-        """Since when the stream with that record is dirty."""
-        chunk = self._first()
-        return chunk.since_s if chunk is not None else None
-
-    def oldest(self, before_s: float, most: int) -> I64:
-        """Slots of at most ``most`` streams that are dirty since before ``before_s``, lowest record first. Those that
-        are ending or of which a snapshot is in flight are left out: a stream stays dirty until that is finished."""
-        found: list[I64] = []
-        looked: list[_Chunk] = []
-        while most > 0 and (chunk := self._first()) is not None and chunk.since_s <= before_s:
-            heapq.heappop(self._heap)
-            looked.append(chunk)
-            usable = chunk.slots[~(self._slots.ending[chunk.slots] | self._slots.saving[chunk.slots])]
-            found.append(usable[:most])
-            most -= len(found[-1])
-        for chunk in looked:
-            self._push(chunk)
-        return np.concatenate(found) if found else np.empty(0, np.int64)
-
-    def _first(self) -> _Chunk | None:
-        """The chunk with the lowest dirty record, cleared of what is clean again."""
         while self._heap:
-            _, _, chunk = self._heap[0]
-            still = self._valid(chunk)
-            if still.all():
-                return chunk
-            heapq.heappop(self._heap)
-            if still.any():
-                chunk.slots, chunk.serials, chunk.offsets = (
-                    chunk.slots[still],
-                    chunk.serials[still],
-                    chunk.offsets[still],
-                )
-                self._push(chunk)
+            low, made, chunk = self._heap[0]
+            if not self._prune(chunk):
+                heapq.heappop(self._heap)
+                continue
+            now = int(chunk.offsets.min())
+            if now == low:
+                return low
+            heapq.heapreplace(self._heap, (now, made, chunk))
         return None
 
-    def _valid(self, chunk: _Chunk) -> Bools:
+    def since_s(self) -> float | None:
+        """Since when the stream that is dirty for longest is so."""
+        while self._queue:
+            if self._prune(self._queue[0]):
+                return self._queue[0].since_s
+            self._queue.popleft()
+        return None
+
+    def oldest(self, before_s: float, most: int) -> I64:
+        """Slots of at most ``most`` streams that are dirty since before ``before_s``, those that are so for longest
+        first. Those that are ending or of which a snapshot is in flight are left out: a stream stays dirty until that
+        is finished."""
+        of, found = self._slots, list[I64]()
+        for chunk in self._queue:
+            if most <= 0 or chunk.since_s > before_s:
+                break
+            if self._prune(chunk):
+                usable = chunk.slots[~(of.ending[chunk.slots] | of.saving[chunk.slots])]
+                found.append(usable[:most])
+                most -= len(found[-1])
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _prune(self, chunk: _Chunk) -> bool:
+        """Clears it of what is clean again; whether something is left."""
         of = self._slots
-        valid: Bools = (of.serial[chunk.slots] == chunk.serials) & (of.dirty[chunk.slots] == chunk.offsets)
-        return valid
+        still = (of.serial[chunk.slots] == chunk.serials) & (of.dirty[chunk.slots] == chunk.offsets)
+        if not still.all():
+            chunk.slots, chunk.serials, chunk.offsets = chunk.slots[still], chunk.serials[still], chunk.offsets[still]
+        return len(chunk.slots) > 0
