@@ -136,6 +136,18 @@ class Client(AIOKafkaClient):
     def forget(self, kind: Any, key: str) -> None:
         self._coordinators.pop((kind, key), None)
 
+    async def ask_any(self, request: Any) -> Any:
+        """The answer of any broker: of several, one that has just died is still known. Raises KafkaError; the caller
+        bounds the time."""
+        nodes = [broker.nodeId for broker in self.cluster.brokers()]
+        random.shuffle(nodes)
+        for node in nodes[1:]:
+            try:
+                return await self.send(node, request)
+            except DISCONNECTED as error:
+                log.info("node %s does not answer: %r", node, error)
+        return await self.send(nodes[0] if nodes else None, request)
+
     async def ask(self, kind: Any, key: str, request: Any, codes: Callable[[Any], set[int]]) -> Any:
         """A coordinator's answer, asked again while it is away, loading, or busy with the last transaction.
 

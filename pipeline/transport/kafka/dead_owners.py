@@ -17,7 +17,7 @@ from aiokafka.errors import IncompatibleBrokerVersion, KafkaError
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from pipeline.transport.kafka import wire
-from pipeline.transport.kafka.client import TRANSACTION, Client
+from pipeline.transport.kafka.client import DISCONNECTED, TRANSACTION, Client
 from pipeline.transport.kafka.inquiries import ONGOING, DescribeTransactions, ListTransactions
 from pipeline.transport.kafka.sender import Place, all_of
 
@@ -29,6 +29,8 @@ looks is twice as far apart, so that owners who are slow, not dead, are not ende
 SHARED_S = 0.05
 """Many partitions may wait at once: a look serves all who ask so soon after it."""
 
+LOST_S = 0.5
+"""So long a look waits for one broker of several."""
 OFFSETS = "__consumer_offsets"
 """Where groups keep their offsets."""
 
@@ -86,10 +88,21 @@ class DeadOwners:
 
     async def _look(self) -> dict[Held, frozenset[Place]]:
         nodes = [broker.nodeId for broker in self._client.cluster.brokers()]
-        replies = await all_of(*(self._client.send(node, ListTransactions([ONGOING], [], {})) for node in nodes))
-        listed = {row[0] for reply in replies for row in reply.transactions}
+        listed = {lane for of_node in await all_of(*map(self._list, nodes)) for lane in of_node}
         lanes = [lane for lane in listed if lane.startswith(self._prefix) and lane != self._own]
         return dict([held for held in await all_of(*map(self._describe, lanes)) if held is not None])
+
+    async def _list(self, node: int) -> list[str]:
+        """Lanes with an open transaction, of which this broker is the coordinator; none where it does not answer."""
+        try:
+            async with asyncio.timeout(LOST_S):
+                reply = await self._client.send(node, ListTransactions([ONGOING], [], {}))
+        except (*DISCONNECTED, TimeoutError) as error:
+            # It may have died with the owner. Then another one is the coordinator by now, or will be soon.
+            log.info("open transactions of node %s cannot be asked for: %r", node, error)
+            self._client.force_metadata_update()
+            return []
+        return [row[0] for row in reply.transactions]
 
     async def _describe(self, lane: str) -> tuple[Held, frozenset[Place]] | None:
         reply = await self._client.ask(

@@ -48,7 +48,7 @@ class Publisher:
         no_id: Any = None  # typed as if there were only transactional producers
         while True:
             request = InitProducerIdRequest(no_id, int(self._client.limit_s * 1000))
-            reply = await self._client.send(self._client.get_random_node(), request)
+            reply = await self._client.ask_any(request)
             if reply.error_code not in wire.COORDINATOR_RETRY:
                 break
             await asyncio.sleep(RECONNECT_PAUSE_S)

@@ -62,7 +62,7 @@ class TopicWatch:
 
     async def _look(self) -> dict[str, UUID]:
         """The ids of the topics that are there."""
-        reply = await self._client.send(self._client.get_random_node(), TopicIds(self._topics.values()))
+        reply = await self._client.ask_any(TopicIds(self._topics.values()))
         unknown = {row[1] for row in reply.topics if row[0] == wire.UNKNOWN_TOPIC}
         # Any other error, a missing permission say, tells nothing of whether the topic is another one.
         told = {row[1]: row[2] for row in reply.topics if not row[0]}

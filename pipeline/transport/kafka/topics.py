@@ -97,7 +97,7 @@ async def make_topics(
     ]
     request = CreateTopicsRequest(asked, int(client.limit_s * 1000), False)
     try:
-        reply = await client.send(client.get_random_node(), request)
+        reply = await client.ask_any(request)
     except DISCONNECTED as error:
         raise TopicError(f"cannot make {', '.join(topics)}: no answer ({error!r})") from error
     for name, code, message in reply.topic_errors:
