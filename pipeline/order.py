@@ -73,7 +73,7 @@ class Order:
         aside: list[tuple[bytes, Segment]] = []
         if memory.aside:
             most = max(1, min(records_max, steps))
-            aside = memory.aside.take(lambda key: self._ready(memory, key), each, most)
+            aside = self._from_aside(memory, each, most)
             records_max -= sum(len(s) for _, s in aside)
             steps -= sum(max(len(s), s.value_bytes // step_bytes) for _, s in aside)
         turn = Turn(memory, aside, None)
@@ -82,6 +82,19 @@ class Order:
             if turn.stretch is not None:
                 self._sort(turn, each)
         return turn if turn.aside or turn.stretch is not None else None
+
+    def _from_aside(self, memory: Memory, each: int, most: int) -> list[tuple[bytes, Segment]]:
+        """By turns, as long as D has room for what they pass; else those that pass nothing (X2)."""
+
+        def ready(key: bytes) -> bool:
+            return self._ready(memory, key)
+
+        taken = memory.aside.take(ready, each, most)
+        if taken and not Progress(memory.admitted, memory.aside.runs).and_done(memory.replay).fits:
+            for key, segment in taken:
+                memory.aside.give_back(key, segment)
+            taken = memory.aside.take_lowest(ready, each, most)
+        return taken
 
     def waits(self, memory: Memory) -> bool:
         """Whether something could go now."""
@@ -166,4 +179,5 @@ def _not_applied(memory: Memory, stretch: Segment) -> Segment:
 
     offsets = stretch.offsets.tolist()
     which = [i for i, key in enumerate(stretch.keys) if key is None or offsets[i] > applied(key)]
+    memory.skipped += len(stretch) - len(which)
     return stretch if len(which) == len(stretch) else stretch.pick(which)

@@ -111,6 +111,8 @@ class Memory:
     """Slots of streams that want another generated step and have none in flight."""
     expiring: dict[bytes, int] = field(default_factory=dict)
     """Streams that are being forgotten, and A; their next records wait for the outcome (X12)."""
+    skipped: int = 0
+    """Records left out of a replay since it was last told: their streams' snapshots include them."""
     closed: bool = False
     """Dropped: whatever still comes back for it is ignored."""
     blocked: str | None = None
@@ -214,9 +216,11 @@ class Memory:
         new_group = self.base is None
         if not self.pending and not new_group:
             return None
+        now = self.progress.and_done(self.replay)
+        if not now.fits:
+            return None  # what D has no room for waits until the gaps below it are filled (X2)
         done, self.pending = self.pending, []
         size = sum(d.nbytes for d in done)
-        now = self.progress.and_done(self.replay)
         replay_from = self._replay_from(now)
         if now.low < self.committed or replay_from < self.replay_from:
             raise Broken(

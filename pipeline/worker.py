@@ -387,6 +387,9 @@ class Worker:
         )
         if poll.hidden is not None:
             self._metrics.replay(replayed=int(poll.hidden.sum()))
+        for memory in (s.memory for s in poll.shares if s.memory.skipped):
+            self._metrics.replay(skipped=memory.skipped)
+            memory.skipped = 0
 
     # ---- finish
 
