@@ -96,6 +96,11 @@ class Intake:
             if not of_turn:
                 continue
             memory = turn.memory
+            if memory.feedable:
+                # Of a generation that a record may cut short no step goes until that is finished, which tells.
+                slots = np.concatenate(memory.feedable)
+                slots = slots[self._slots.poll[slots] < self._number]
+                memory.feedable = [slots] if len(slots) else []
             n = sum(len(t.segment) for t in of_turn)
             size = sum(t.segment.nbytes for t in of_turn)
             memory.uncommitted_bytes += size
@@ -122,12 +127,17 @@ class Intake:
         """Slots for a turn's records: first those that were set aside, then those of the stretch."""
         memory = turn.memory
         found: list[_Taken] = []
-        for key, segment in turn.aside:
+        for i, (key, segment) in enumerate(turn.aside):
             taken, n = self._look_up(memory, segment)
-            if n < len(segment):
-                memory.aside.give_back(key, segment.cut(n)[1])
             if n:
                 found.append(taken)
+            if n < len(segment):
+                # What is behind waits as well: a stream's later record would pass this one, and D might have no room.
+                memory.aside.give_back(key, segment.cut(n)[1])
+                for other, waits in turn.aside[i + 1 :]:
+                    memory.aside.give_back(other, waits)
+                turn.settle(0)
+                return found
         chosen = turn.chosen()
         if chosen is None:
             return found
@@ -236,8 +246,6 @@ class Intake:
             if not memory.feedable or not room:
                 continue
             slots = np.concatenate(memory.feedable)
-            # A record of this poll may have cut a generation short.
-            slots = slots[self._slots.poll[slots] < self._number]
             # Those that do not fit are the first of the next poll.
             slots, rest = slots[:room], slots[room:]
             memory.feedable = [rest] if len(rest) else []
