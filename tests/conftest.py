@@ -9,11 +9,16 @@ from contextlib import contextmanager
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from hypothesis import settings as hypothesis_settings
 
 from services.broker import Broker, BrokerUnavailable
 
 # Inherited tests live in modules that pytest does not collect: their assertions should explain themselves too.
 pytest.register_assert_rewrite("tests.contract")
+
+# Time by the clock says what else the machine does just now: no property here is about it.
+hypothesis_settings.register_profile("eddy", deadline=None)
+hypothesis_settings.load_profile("eddy")
 
 NewTopicName = Callable[..., Awaitable[str]]
 
