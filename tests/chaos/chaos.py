@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from services.broker import Broker
@@ -19,6 +20,8 @@ from tests.kafka.verdict import Verdict, judge_hash
 
 PARTITIONS, REGULARS, GUESTS = 6, 3, 2
 RATE = 1500
+SNAPSHOT_INTERVALS_MS = (0, 300, 2000)
+"""With every commit; now and then; so rarely that much is replayed."""
 PEACE_S = 90.0
 """Liveness: everything must be out so long after the last fault."""
 
@@ -34,10 +37,14 @@ class Chaos:
     peace_s: float
     """From the last fault until every input was answered."""
     sent: int
+    snapshot_interval_ms: int = 0
 
     def __str__(self) -> str:
         said = ", ".join(f"{what} {n}" for what, n in sorted(self.counts.items()))
-        return f"seed {self.seed}: {self.seconds:.0f} s of faults: {said}; all answered {self.peace_s:.1f} s after them"
+        return (
+            f"seed {self.seed}: {self.seconds:.0f} s of faults, a snapshot every"
+            f" {self.snapshot_interval_ms} ms: {said}; all answered {self.peace_s:.1f} s after them"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,12 @@ class Report:
         )
 
 
+def deal(deck: Mapping[Fault, int], rng: random.Random) -> list[Fault]:
+    """Shuffled, but what comes once comes in the first half: a run of a minute has some of everything."""
+    cards = [(rng.random() * (0.5 if n == 1 else 1.0), fault) for fault, n in deck.items() for _ in range(n)]
+    return [fault for _, fault in sorted(cards, key=itemgetter(0))]
+
+
 def play(scene: Scene, seconds: float, zombies: int, deck: Mapping[Fault, int] = DECK) -> float:
     """Faults for so long, and until so many have woken inside an open transaction; the seconds that it took."""
     began = time.monotonic()
@@ -63,12 +76,11 @@ def play(scene: Scene, seconds: float, zombies: int, deck: Mapping[Fault, int] =
         spent = time.monotonic() - began
         assert spent < 60 + 3 * seconds, f"too few zombies in {spent:.0f} s: {dict(scene.counts)}"
         if not cards:
-            cards = [fault for fault, times in deck.items() for _ in range(times)]
-            scene.rng.shuffle(cards)
-        fault = cards.pop()
+            cards = deal(deck, scene.rng)
+        fault = cards.pop(0)
         print(f"{spent:5.1f} s {fault.__name__}, asleep {[w.worker_id for w in scene.sleeping]}")
         fault(scene)
-        scene.wait(scene.rng.uniform(0.2, 1.0))
+        scene.wait(scene.rng.uniform(0.1, 0.6))
     return time.monotonic() - began
 
 
@@ -107,7 +119,9 @@ def disturb(
 
     Raises AssertionError if that takes long.
     """
-    scene = Scene(broker, topics, model, random.Random(seed), REGULARS, GUESTS)
+    rng = random.Random(seed)
+    interval_ms = rng.choice(SNAPSHOT_INTERVALS_MS)
+    scene = Scene(broker, topics, model, rng, REGULARS, GUESTS, snapshot_interval_ms=interval_ms)
     with workers(*scene.regulars, later=scene.guests), Feed(topics, seed, rate, value=value) as feed:
         reader = Reader(topics.address, topics.output)
         reader.until(rate, of=scene.regulars)
@@ -120,7 +134,7 @@ def disturb(
         reader.close()
         eventually(settled, PEACE_S, "what was answered is saved")
         scene.close()
-    return Chaos(seed, scene.counts, took, peace, sent)
+    return Chaos(seed, scene.counts, took, peace, sent, interval_ms)
 
 
 def run(broker: Broker, topics: Topics, model: Path, seed: int, seconds: float, zombies: int) -> Report:

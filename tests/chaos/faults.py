@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import cycle, islice
 
 from tests.chaos.scene import Scene
 from tests.kafka.harness import Worker
 
 Fault = Callable[[Scene], None]
 
-STORM_S = 6.0
+STORM_S = 5.0
 SLEEPERS_MAX = 2
 SOMEONE_S = 60.0
 
@@ -42,7 +43,7 @@ def sleep_inside(scene: Scene) -> None:
 
 def storm(scene: Scene) -> None:
     """Every second a worker joins, and the one that has been there longest leaves."""
-    for guest in scene.guests * round(STORM_S / len(scene.guests)):
+    for guest in islice(cycle(scene.guests), round(STORM_S)):
         if guest in scene.sleeping:
             continue
         if guest.alive:
@@ -65,5 +66,5 @@ def kill_broker(scene: Scene) -> None:
     scene.restart_broker(kill=True)
 
 
-DECK: Mapping[Fault, int] = {sleep_inside: 10, sleep: 2, kill: 6, storm: 1, stop_broker: 1, kill_broker: 1}
+DECK: Mapping[Fault, int] = {sleep_inside: 16, sleep: 2, kill: 6, storm: 1, stop_broker: 1, kill_broker: 1}
 """How often each comes before all are shuffled anew."""

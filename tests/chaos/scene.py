@@ -9,23 +9,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.broker import Broker
 from tests.kafka.harness import Topics, Worker, eventually
 from tests.kafka.transactions import Open, Transactions, offsets_partition, stop_inside
 
 BROKER = {
-    # Sessions of two seconds, and transactions that are over soon after their time: else a run is mostly waiting.
+    # Short sessions, and transactions that are over soon after their time: else a run is mostly waiting.
     "group.min.session.timeout.ms": "1000",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
 }
 WORKER: dict[str, Any] = {
     # Polls are small, so that transactions are many and whatever happens finds several polls on their way.
     "max_steps": 200,
-    "session_timeout_ms": 2000,
+    "session_timeout_ms": 1500,
     "heartbeat_interval_ms": 300,
     "transaction_timeout_ms": 8000,
     # A worker's own patience outlasts its sleep: what stops it then is the broker, not a clock that went on.
@@ -38,12 +37,10 @@ ASLEEP_MAX_S = 30.0
 
 @dataclass(slots=True)
 class Sleeper:
-    """A worker that stands still. It is a zombie once other workers run all that it had."""
+    """A worker that stands still. It is a zombie once other workers run all there is."""
 
     worker: Worker
     since: float
-    """Wall clock, s."""
-    partitions: frozenset[int]
     open: Open | None
     """The transaction that it stands still in."""
 
@@ -83,7 +80,7 @@ class Scene:
 
     def serving(self) -> list[Worker]:
         """Awake, and with partitions of its own."""
-        return [w for w in self.awake() if _partitions(w)]
+        return [w for w in self.awake() if _held(w).assigned]
 
     def awake(self) -> list[Worker]:
         return [w for w in self.everybody if w.alive and w not in self.sleeping]
@@ -109,7 +106,7 @@ class Scene:
             expected = any(worker is w for _, w in self._returning)
             if not expected and worker.lines and not worker.alive:
                 code = worker.ended()
-                if "no broker answers" in worker.log and not _partitions(worker):
+                if "no broker answers" in worker.log and not _held(worker).generation:
                     self.counts["started without a broker"] += 1
                 elif worker in self.regulars or code not in (0, -signal.SIGTERM):  # guests are told to leave
                     self.counts["ended by themselves"] += 1
@@ -117,9 +114,9 @@ class Scene:
                 self.bury(worker)
                 if worker in self.regulars:
                     self.start(worker)
+        moved = bool(self._sleepers) and self._moved()
         for sleeper in [*self._sleepers]:
-            moved = self._moved(sleeper)
-            if moved or time.time() - sleeper.since > ASLEEP_MAX_S:
+            if moved or now - sleeper.since > ASLEEP_MAX_S:
                 self._wake(sleeper, moved)
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -169,24 +166,22 @@ class Scene:
     def sleep(self, worker: Worker) -> None:
         """SIGSTOP wherever it is, until others run all that it had."""
         worker.process.send_signal(signal.SIGSTOP)
-        self._sleepers.append(Sleeper(worker, time.time(), _partitions(worker), None))
+        self._sleepers.append(Sleeper(worker, time.monotonic(), None))
 
     def sleep_inside(self, worker: Worker, *, before_records: bool) -> bool:
         """SIGSTOP inside an open transaction, until others run all that it had; False: not to be had just now."""
         stood = stop_inside(worker, self.transactions, self._places, before_records=before_records, timeout_s=3)
         if stood is None:
             return False
-        self._sleepers.append(Sleeper(worker, time.time(), _partitions(worker), stood))
+        self._sleepers.append(Sleeper(worker, time.monotonic(), stood))
         return True
 
-    def _moved(self, sleeper: Sleeper) -> bool:
-        taken = set()
-        for worker in self.awake():
-            for line in list(worker.lines):
-                found = re.match(r"partition (\d+) runs from offset", line["message"])
-                if found and datetime.fromisoformat(line["time"]).timestamp() > sleeper.since:
-                    taken.add(int(found[1]))
-        return bool(sleeper.partitions) and sleeper.partitions <= taken
+    def _moved(self) -> bool:
+        """Whether those who are awake run all partitions, in the group's newest generation."""
+        held = [_held(worker) for worker in self.awake()]
+        newest = max((h.generation for h in held), default=0)
+        running = [h.running for h in held if h.generation == newest]
+        return frozenset().union(*running) >= set(self.partitions)
 
     def _wake(self, sleeper: Sleeper, moved: bool) -> None:
         self._sleepers.remove(sleeper)
@@ -196,6 +191,9 @@ class Scene:
         sleeper.worker.process.send_signal(signal.SIGCONT)
         if not moved:
             self.counts["woken too early"] += 1
+            print(f"{sleeper.worker.worker_id} slept, and for long nobody took what it had")
+            for worker in self.awake():
+                print(worker.log[-3000:])
             return
         self.counts["zombies"] += 1
         if sleeper.open is None:
@@ -241,8 +239,7 @@ class Scene:
 
     def heal(self) -> None:
         """Everybody awake, guests gone, regulars there."""
-        for sleeper in [*self._sleepers]:
-            self._wake(sleeper, self._moved(sleeper))
+        self.wait_for(lambda: not self._sleepers, ASLEEP_MAX_S + 1)
         for _, worker in self._returning:
             self.start(worker)
         self._returning = []
@@ -261,9 +258,25 @@ class Scene:
             self.bury(worker)
 
 
-def _partitions(worker: Worker) -> frozenset[int]:
-    """What it was assigned last, as it said."""
-    said = [line["message"] for line in list(worker.lines) if line["message"].startswith("assigned partitions ")]
-    if not said:
-        return frozenset()
-    return frozenset(map(int, re.findall(r"\d+", said[-1].partition("[")[2].partition("]")[0])))
+class Held(NamedTuple):
+    """What a worker has said it has."""
+
+    generation: int
+    assigned: frozenset[int]
+    running: frozenset[int]
+
+
+def _held(worker: Worker) -> Held:
+    """By its log, which also those leave that do not answer."""
+    generation, assigned, running = 0, frozenset[int](), set[int]()
+    for line in list(worker.lines):
+        message = line["message"]
+        if found := re.match(r"assigned partitions \[(.*)\], generation (\d+)", message):
+            generation, assigned = int(found[2]), frozenset(map(int, re.findall(r"\d+", found[1])))
+            running &= assigned
+        elif found := re.match(r"partition (\d+) (runs from offset|is taken over again|stops)", message):
+            if found[2].startswith("runs"):
+                running.add(int(found[1]))
+            else:
+                running.discard(int(found[1]))
+    return Held(generation, assigned, frozenset(running))

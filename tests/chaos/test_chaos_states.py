@@ -22,7 +22,7 @@ from tests.models import lstm_tensor
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
-SECONDS, ZOMBIES, RATE = 15.0, 3, 400
+SECONDS, ZOMBIES, RATE = 12.0, 3, 400
 STATE, OUTPUT = 1e-5, 1e-4
 """Batches differ, and so does the order of their sums: relative to a state's size, absolute for an output's numbers."""
 STEPS = np.random.default_rng(0).standard_normal((256, 64)).astype("<f4")
@@ -69,7 +69,7 @@ def test_states_and_outputs_after_chaos_are_those_of_an_undisturbed_run(
 
     calm, group = topics._replace(output=make_topic(topics.address, unique("calm"), PARTITIONS)), unique("calm-group")
     right = Snapshots(calm, f"{group}-{calm.input}-changelog", model)
-    worker = calm.worker(model, "calm", group=group)
+    worker = calm.worker(model, "calm", group=group, snapshot_interval_ms=300)
     with workers(worker):
         reader = Reader(calm.address, calm.output)
         should = by_stream(reader.until(chaos.sent, of=[worker]))
