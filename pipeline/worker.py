@@ -211,6 +211,7 @@ class Worker:
                 self._metrics,
                 self._ownership,
                 self._residency,
+                self._transport,
                 self._stopping,
                 self._committer.wake.set,
                 self._stalled,

@@ -90,6 +90,10 @@ class Transport(Protocol):
         """How long the changelog keeps tombstones (delete.retention.ms); 0 where the cluster does not tell us. Raises
         CommitError past the time limit."""
 
+    async def input_retention_ms(self) -> int:
+        """How long the input keeps its records (retention.ms); 0 where it is for ever or the cluster does not tell us.
+        Raises CommitError past the time limit."""
+
     async def start(self, listener: AssignmentListener) -> None:
         """Connects, checks the topics, makes changelog and dead letters, settles the writer, joins the group.
 

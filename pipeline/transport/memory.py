@@ -125,6 +125,9 @@ class MemoryTransport:
     def changelog_id(self) -> bytes:
         return self._broker.id_of(self._config.changelog)
 
+    async def input_retention_ms(self) -> int:
+        return 0
+
     async def changelog_retention_ms(self) -> int:
         return KEPT_MS
 

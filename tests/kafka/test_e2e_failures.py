@@ -125,3 +125,14 @@ def test_more_streams_than_slots_are_served_and_the_metrics_say_that_some_are_aw
     judged.close()
     verdict = judge_hash(topics)
     assert verdict.clean, verdict
+
+
+def test_an_input_that_keeps_its_records_for_too_short_is_said(broker: Broker, unique: Unique, tmp_path: Path) -> None:
+    topics = make_topics(broker.address, unique, 1)
+    alter_topic(topics.address, topics.input, retention_ms="60000")
+    worker = topics.worker(rolling_hash(tmp_path / "hash" / "1"))
+    with workers(worker):
+        message = worker.heard("keeps its records for 60 s")["message"]
+        assert "retention.ms" in message
+        assert "snapshot_interval_ms" in message
+        worker.drained()

@@ -181,10 +181,17 @@ class KafkaTransport:
 
     async def changelog_retention_ms(self) -> int:
         """See Transport.changelog_retention_ms."""
-        client, topic = self._opened.writing, self._config.changelog
+        return await self._setting(self._config.changelog, "delete.retention.ms")
+
+    async def input_retention_ms(self) -> int:
+        """See Transport.input_retention_ms."""
+        return max(0, await self._setting(self._config.input, "retention.ms"))
+
+    async def _setting(self, topic: str, name: str) -> int:
+        client = self._opened.writing
         try:
             async with asyncio.timeout(client.limit_s):
-                return int(await setting_of(client, topic, "delete.retention.ms") or 0)
+                return int(await setting_of(client, topic, name) or 0)
         except (TimeoutError, KafkaError) as error:
             raise OutcomeUnknown(f"the settings of {topic} cannot be read: {error!r}") from error
 
