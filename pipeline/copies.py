@@ -69,6 +69,7 @@ class Copies:
         self._owned: frozenset[int] = frozenset()
         self._standby: frozenset[int] = frozenset()
         self._retention_ms: int | None = None
+        self._catching_up: set[asyncio.Task[None]] = set()
         self._failed_s: dict[int, float] = {}
 
     # ---- what a takeover reads
@@ -180,6 +181,10 @@ class Copies:
         """For as long as it may: opens what another process had, catches up where commits were missed, drops what is
         superseded."""
         while self._directory is not None:
+            for task in [t for t in self._catching_up if t.done()]:
+                self._catching_up.discard(task)
+                if not task.cancelled():
+                    task.result()
             now_s = asyncio.get_running_loop().time()
             for partition in sorted(self._owned):
                 kept = self._kept.get(partition)
@@ -265,9 +270,10 @@ class Copies:
     async def _catch_up(self, partition: int) -> None:
         kept = await self._open(partition)
         if kept is not None:
-            kept.catching_up = asyncio.create_task(self._catching_up(partition, kept), name=f"copy-{partition}")
+            kept.catching_up = asyncio.create_task(self._bring_into_step(partition, kept), name=f"copy-{partition}")
+            self._catching_up.add(kept.catching_up)
 
-    async def _catching_up(self, partition: int, kept: _Kept) -> None:
+    async def _bring_into_step(self, partition: int, kept: _Kept) -> None:
         """Reads on in the changelog, and what is committed meanwhile waits."""
         kept.in_step, kept.missed, kept.waiting = False, False, []
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.copies import Copies
 from pipeline.errors import ConfigError, OutcomeUnknown
 from pipeline.metrics import Metrics
 from pipeline.standby import Standbys, standby_for
+from pipeline.streams.local_copy import LocalCopy
 from pipeline.streams.snapshots import Newest
 from pipeline.transport.base import Written
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
@@ -44,14 +46,17 @@ class Observed(MemoryTransport):
     def __init__(self, broker: MemoryBroker, config: Config) -> None:
         super().__init__(broker, config)
         self.starts: list[int] = []
+        self.first: Callable[[], None] = lambda: None
         self.before: Callable[[], None] = lambda: None
-        """Called when a reading has come to its end, before it returns."""
+        """Called when the next reading begins, and when it has come to its end, before it returns."""
         self.failures: list[Exception] = []
 
     async def changelog(self, partition: int, start: int = 0) -> AsyncIterator[Changelog]:
         self.starts.append(start)
         if self.failures:
             raise self.failures.pop()
+        first, self.first = self.first, lambda: None
+        first()
         async for stretch in super().changelog(partition, start):
             yield stretch
         before, self.before = self.before, lambda: None
@@ -193,13 +198,14 @@ async def test_a_part_that_nobody_knows_the_place_of_is_read_from_the_changelog(
     world.commits((b"a", value("1")), told=False)
     world.commits((b"b", value("1")))  # behind a gap
     # While it catches up, commits go on.
+    world.transport.first = lambda: world.commits((b"x", value("1")))
     world.transport.before = lambda: world.commits((b"c", value("1")))
     await eventually(lambda: world.transport.starts == [0, 0])
     tending.cancel()
     world.commits((b"d", value("1")))
     await world.again()
     assert await world.restored() == world.logged()
-    assert world.transport.starts == [7], "all is in it"
+    assert world.transport.starts == [9], "all is in it"
 
 
 async def test_a_part_that_a_takeover_has_read_is_in_the_copy_once(world: World) -> None:
@@ -305,6 +311,10 @@ async def test_a_full_disk_costs_the_copy_and_nothing_else(
         m.setattr("os.pwritev", full)
         world.commits((b"a", value("1")))
         world.commits((b"a", value("2")))
+        m.setattr(rooms, "TEND_S", 0.001)
+        tending = asyncio.create_task(world.copies.tend())
+        await asyncio.sleep(0.05)
+        tending.cancel()
     assert caplog.text.count("No space left on device") == 1
     assert b'kind="local-copy-failed",model="m",version="1"} 1.0' in generate_latest(world.metrics.registry)
     assert await world.restored() == world.logged()
@@ -322,6 +332,59 @@ async def test_a_takeover_that_is_broken_off_leaves_a_copy_that_another_may_read
         task.cancel()
         world.written((b"x", value("2")))
         assert await world.restored() == world.logged()
+
+
+async def test_a_copy_that_is_let_go_while_it_is_read_is_free_as_soon_as_that_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partition is taken away in the middle of its takeover."""
+    world.copies.assigned([0])
+    world.written((b"a", value("1")))
+    await world.restored()
+    reads, goes_on = threading.Event(), threading.Event()
+    read = LocalCopy.read
+
+    def slow(copy: LocalCopy) -> Iterator[Changelog]:
+        reads.set()
+        assert goes_on.wait(10)
+        return read(copy)
+
+    monkeypatch.setattr(LocalCopy, "read", slow)
+    taking_over = asyncio.create_task(world.restored())
+    await eventually(reads.is_set)
+    world.copies.assigned([])
+    taking_over.cancel()
+    await asyncio.sleep(0.05)
+    assert not taking_over.done(), "the thread has the file"
+    goes_on.set()
+    await asyncio.wait([taking_over])
+    assert taking_over.cancelled()
+    other = Copies(world.directory, "g", LOG, world.transport, world.metrics)
+    world.transport.starts.clear()
+    assert contents(await other.restore(0, ROW)) == world.logged()
+    assert world.transport.starts == [2]
+    await other.close()
+
+
+async def test_a_commit_without_snapshots_keeps_the_copy_young(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.restored()
+    (file,) = world.directory.iterdir() if world.directory else ()
+    monkeypatch.setattr(rooms, "_now_ms", lambda: 5_000)
+    world.copies.saved(0, Records.none(), None)
+    assert file.stat().st_mtime > 5, "a moment ago it was noted already"
+    monkeypatch.setattr(rooms, "TOUCH_S", 0.0)
+    world.copies.saved(0, Records.none(), None)
+    assert file.stat().st_mtime == 5
+
+
+async def test_where_a_topic_cannot_be_told_from_its_next_life_there_are_no_copies(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(MemoryTransport, "changelog_id", bytes(16))
+    world.written((b"a", value("1")))
+    assert await world.restored() == await world.restored() == world.logged()
+    assert world.transport.starts == [0, 0]
+    assert caplog.text.count("no local copies: the cluster does not tell the id of g-in-changelog") == 1
 
 
 # ---- standbys
