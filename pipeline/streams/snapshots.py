@@ -108,8 +108,11 @@ class Snapshots:
             [k for p in parts for k in p.tombstones],
         )
 
-    def records(self, digest: bytes, now_ms: int) -> Records:
-        """Changelog records. Ends come before rows: a stream that began again under its key comes after its end."""
+    def records(self, digest: bytes, now_ms: int, written_ms: I64 | None = None) -> Records:
+        """Changelog records. Ends come before rows: a stream that began again under its key comes after its end.
+
+        ``written_ms``: of each row, where it was first written at another time than now.
+        """
         parts = []
         if self.tombstones:
             forgotten = dict.fromkeys(self.tombstones)
@@ -121,18 +124,18 @@ class Snapshots:
             values = _values(digest, self.ended_applied, now_ms, ENDED, np.empty((len(self.ended_keys), 0), np.uint8))
             parts.append(Records(self.ended_keys, values, np.full(len(self.ended_keys), now_ms, np.int64)))
         if len(self.keys):
-            values = _values(digest, self.applied, now_ms, 0, self.rows)
+            values = _values(digest, self.applied, now_ms if written_ms is None else written_ms, 0, self.rows)
             parts.append(Records(self.keys, values, np.full(len(self.keys), now_ms, np.int64)))
         return Records.join(parts)
 
 
-def _values(digest: bytes, applied: I64, now_ms: int, flags: int, rows: U8) -> U8:
+def _values(digest: bytes, applied: I64, written_ms: int | I64, flags: int, rows: U8) -> U8:
     """Whole values, ``uint8 [n, HEADER + row]``."""
     values = np.empty((len(rows), HEADER + rows.shape[1]), np.uint8)
     values[:, :4] = (VERSION, flags, 0, 0)
     values[:, DIGEST] = np.frombuffer(digest, np.uint8)
     values[:, APPLIED] = applied.astype("<i8").view(np.uint8).reshape(-1, 8)
-    values[:, WRITTEN] = np.frombuffer(now_ms.to_bytes(8, "little", signed=True), np.uint8)
+    values[:, WRITTEN] = np.broadcast_to(np.asarray(written_ms, "<i8").reshape(-1, 1).view(np.uint8), (len(rows), 8))
     values[:, HEADER:] = rows
     values[:, SUM] = checksums(values).astype("<u4").view(np.uint8).reshape(-1, 4)
     return values

@@ -97,7 +97,8 @@ def settled(group: str, topic: str, held: Sequence[Held]) -> bytes:
         if mark.replay_from != mark.committed:
             raise UserError(
                 f"{where}: records from {mark.replay_from} on are done, and not all of them are in a snapshot (R"
-                f" {mark.replay_from}, C {mark.committed}); drain the worker first: at SIGTERM it saves every state"
+                f" {mark.replay_from}, C {mark.committed}); let the worker catch up, and drain it: at SIGTERM it saves"
+                " every state"
             )
         if mark.done_above:
             raise UserError(

@@ -60,17 +60,21 @@ class View:
         """Stable offsets first, then the ends of the log. Raises CommitError, EddyError."""
         every = range(self.partitions)
         offsets = await stable_offsets(self.client, self.group, self.topic, every, PATIENCE_S)
-        try:
-            starts = await offsets_at(self.client, self.topic, every, EARLIEST, committed=False)
-            ends = await offsets_at(self.client, self.topic, every, LATEST, committed=False)
-        except (TimeoutError, KafkaError) as error:
-            raise EddyError(f"the offsets of {self.topic} cannot be read: {error!r}") from None
+        starts = await self.offsets_at(EARLIEST)
+        ends = await self.offsets_at(LATEST)
         found = []
         for p in every:
             committed = offsets.get(p)
             mark = Mark.decode(committed.metadata) if committed is not None else None
             found.append(Held(p, committed, mark, LogRange(starts[p], ends[p])))
         return found
+
+    async def offsets_at(self, which: int, *, committed: bool = False) -> dict[int, int]:
+        """Of the input's partitions: see logs.offsets_at. Raises EddyError."""
+        try:
+            return await offsets_at(self.client, self.topic, range(self.partitions), which, committed=committed)
+        except (TimeoutError, KafkaError) as error:
+            raise EddyError(f"the offsets of {self.topic} cannot be read: {error!r}") from None
 
     async def stretches(self, partition: int) -> AsyncIterator[Changelog]:
         """The changelog partition, read committed, up to its present end.

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.mark import Mark, Tags
 from pipeline.streams.snapshots import OTHER_ROWS, Snapshots, restore
-from pipeline.transport.kafka.logs import EARLIEST, LATEST, offsets_at
+from pipeline.transport.kafka.logs import EARLIEST, LATEST
 from pipeline.transport.kafka.topics import CHANGELOG, make_topics, partitions_of, wait_for
 from services.keys import partition_of, show_key
 from services.sole import only_member
@@ -42,8 +42,6 @@ class _Target:
     committed: list[int]
     leftovers: list[set[bytes]]
     """By partition: streams of an import that was cut off, not written again so far."""
-    begun: bool
-    """The offsets say that an import is unfinished."""
     seen: set[bytes] = field(default_factory=set)
     nbytes: int = 0
 
@@ -52,8 +50,9 @@ async def install(view: View, config: Config, streams: AsyncIterator[Rows], dige
     """``view`` and ``config`` are of the group and topic that get them; ``streams`` has each once.
 
     As the group's only member, under its membership. Every snapshot has A = C - 1 of its new partition: all that is
-    done there is in it. Where one transaction does not hold them all, the offsets' metadata says until the last one
-    that the import is unfinished, and no worker takes such a partition over. Raises UserError, EddyError, CommitError.
+    done there is in it. Its age stays, since streams expire by it. Where one transaction does not hold them all, the
+    offsets' metadata says until the last one that the import is unfinished, and no worker takes such a partition over.
+    Raises UserError, EddyError, CommitError.
     """
     await _make_changelog(view, config)
     tags = Tags(os.urandom(8))
@@ -68,7 +67,6 @@ async def install(view: View, config: Config, streams: AsyncIterator[Rows], dige
             lot = _records(view, target, rows, digest)
             if waiting is not None:
                 await sole.commit(_parts(target, waiting, tags, None))
-                target.begun = True
             waiting = lot
         # 3. The last lot, what is left over to be forgotten, and the offsets that workers begin from.
         last = waiting if waiting is not None else [Records.none()] * view.partitions
@@ -91,8 +89,9 @@ async def _make_changelog(view: View, config: Config) -> None:
 async def _examine(view: View, config: Config, digest: bytes) -> _Target:
     """Raises UserError for a group that holds streams already."""
     held = await view.held()
-    starts = await _starts(view, config)
-    committed, leftovers, begun = [], [], False
+    which = LATEST if config.auto_offset_reset == "latest" else EARLIEST
+    starts = await view.offsets_at(which, committed=True)
+    committed, leftovers = [], []
     for of in held:
         begun_here = of.committed is not None and of.committed.metadata == IMPORTING
         if not begun_here:
@@ -106,8 +105,7 @@ async def _examine(view: View, config: Config, digest: bytes) -> _Target:
             )
         committed.append(of.committed.offset if of.committed is not None else starts[of.partition])
         leftovers.append(set(names))
-        begun |= begun_here
-    return _Target(committed, leftovers, begun)
+    return _Target(committed, leftovers)
 
 
 def check_offset(group: str, of: Held, digest: bytes) -> None:
@@ -129,11 +127,6 @@ def check_offset(group: str, of: Held, digest: bytes) -> None:
         )
 
 
-async def _starts(view: View, config: Config) -> dict[int, int]:
-    which = LATEST if config.auto_offset_reset == "latest" else EARLIEST
-    return await offsets_at(view.client, view.topic, range(view.partitions), which, committed=True)
-
-
 def _records(view: View, target: _Target, rows: Rows, digest: bytes) -> list[Records]:
     """New snapshots, by partition."""
     where = np.fromiter((partition_of(key, view.partitions) for key in rows.keys), np.int64, len(rows.keys))
@@ -151,7 +144,7 @@ def _records(view: View, target: _Target, rows: Rows, digest: bytes) -> list[Rec
         keys = [rows.keys[i] for i in mine.tolist()]
         target.leftovers[partition].difference_update(keys)
         applied = np.full(len(keys), target.committed[partition] - 1, np.int64)
-        records = _snapshots(keys, applied, rows.rows[mine]).records(digest, now_ms)
+        records = _snapshots(keys, applied, rows.rows[mine]).records(digest, now_ms, rows.written_ms[mine])
         target.nbytes += records.value_bytes
         lot.append(records)
     return lot
