@@ -6,9 +6,10 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from services.broker import Broker
 from tests.chaos.faults import DECK, Fault, sleep_inside
@@ -20,8 +21,6 @@ from tests.kafka.verdict import Verdict, judge_hash
 
 PARTITIONS, REGULARS, GUESTS = 6, 3, 2
 RATE = 1500
-SNAPSHOT_INTERVALS_MS = (0, 300, 2000)
-"""With every commit; now and then; so rarely that much is replayed."""
 PEACE_S = 90.0
 """Liveness: everything must be out so long after the last fault."""
 
@@ -37,13 +36,16 @@ class Chaos:
     peace_s: float
     """From the last fault until every input was answered."""
     sent: int
-    snapshot_interval_ms: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the workers, by chance."""
 
     def __str__(self) -> str:
         said = ", ".join(f"{what} {n}" for what, n in sorted(self.counts.items()))
+        chosen = ", ".join(f"{name} {value}" for name, value in self.settings.items() if name != "state_directory")
+        chosen += ", with local copies" if "state_directory" in self.settings else ""
         return (
-            f"seed {self.seed}: {self.seconds:.0f} s of faults, a snapshot every"
-            f" {self.snapshot_interval_ms} ms: {said}; all answered {self.peace_s:.1f} s after them"
+            f"seed {self.seed}: {self.seconds:.0f} s of faults ({chosen}): {said}; all answered"
+            f" {self.peace_s:.1f} s after them"
         )
 
 
@@ -60,6 +62,20 @@ class Report:
             f"{self.chaos}; {v.inputs} inputs of {v.streams} streams: lost {v.lost} / repeated {v.repeated} / out of"
             f" order {v.out_of_order} (wrong {v.wrong}, strange {v.strange})"
         )
+
+
+def choose(rng: random.Random, folder: Path) -> dict[str, Any]:
+    """Settings that change the road a state takes: how often it is saved, whether all have slots, where copies lie."""
+    chosen: dict[str, Any] = {
+        # With every commit; now and then; so rarely that much is replayed.
+        "snapshot_interval_ms": rng.choice((0, 300, 2000)),
+        # For all; for so few that most wait in the host tier.
+        "slots": rng.choice((4096, 48)),
+        "standbys": rng.choice((0, 0, 1)),
+    }
+    if chosen["standbys"] or rng.random() < 0.5:
+        chosen["state_directory"] = folder
+    return chosen
 
 
 def deal(deck: Mapping[Fault, int], rng: random.Random) -> list[Fault]:
@@ -120,8 +136,8 @@ def disturb(
     Raises AssertionError if that takes long.
     """
     rng = random.Random(seed)
-    interval_ms = rng.choice(SNAPSHOT_INTERVALS_MS)
-    scene = Scene(broker, topics, model, rng, REGULARS, GUESTS, snapshot_interval_ms=interval_ms)
+    chosen = choose(rng, model.parent / "copies")
+    scene = Scene(broker, topics, model, rng, REGULARS, GUESTS, **chosen)
     with workers(*scene.regulars, later=scene.guests), Feed(topics, seed, rate, value=value) as feed:
         reader = Reader(topics.address, topics.output)
         reader.until(rate, of=scene.regulars)
@@ -134,7 +150,7 @@ def disturb(
         reader.close()
         eventually(settled, PEACE_S, "what was answered is saved")
         scene.close()
-    return Chaos(seed, scene.counts, took, peace, sent, interval_ms)
+    return Chaos(seed, scene.counts, took, peace, sent, chosen)
 
 
 def run(broker: Broker, topics: Topics, model: Path, seed: int, seconds: float, zombies: int) -> Report:

@@ -52,9 +52,14 @@ class Scene:
         self, broker: Broker, topics: Topics, model: Path, rng: random.Random, regulars: int, guests: int, **more: Any
     ) -> None:
         self.broker, self.topics, self.rng = broker, topics, rng
-        settings = WORKER | more
-        self.regulars = [topics.worker(model, f"worker-{i}", **settings) for i in range(regulars)]
-        self.guests = [topics.worker(model, f"guest-{i}", **settings) for i in range(guests)]
+
+        def worker(name: str) -> Worker:
+            # Each as on a machine of its own.
+            directory = {"state_directory": f"{more['state_directory']}/{name}"} if "state_directory" in more else {}
+            return topics.worker(model, name, **WORKER | more | directory)
+
+        self.regulars = [worker(f"worker-{i}") for i in range(regulars)]
+        self.guests = [worker(f"guest-{i}") for i in range(guests)]
         self.counts: Counter[str] = Counter()
         self.transactions = Transactions(broker.address)
         self.partitions = range(topics.partitions)
