@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -16,6 +18,9 @@ from services.broker import Broker
 from tests.conftest import create_topic
 from tests.contract.transport_suite import TransportSuite
 from tests.contract.transport_world import PARTITIONS, Seen, World
+
+MARKED_S = 0.5
+"""A transaction's markers are written well within this after its end was answered."""
 
 
 class MemoryWorld(World):
@@ -55,14 +60,15 @@ class KafkaWorld(World):
         self._reader = AIOKafkaConsumer(
             bootstrap_servers=broker.address, isolation_level="read_committed", fetch_max_wait_ms=50
         )
+        self._open = AIOKafkaConsumer(bootstrap_servers=broker.address)
 
     async def start(self) -> None:
-        await self._producer.start()
-        await self._reader.start()
+        for client in (self._producer, self._reader, self._open):
+            await client.start()
 
     async def stop(self) -> None:
-        await self._producer.stop()
-        await self._reader.stop()
+        for client in (self._producer, self._reader, self._open):
+            await client.stop()
 
     async def create(self, topic: str, partitions: int) -> None:
         await create_topic(self.servers, topic, partitions)
@@ -84,8 +90,14 @@ class KafkaWorld(World):
         places = [TopicPartition(topic, p) for p in range(PARTITIONS)]
         self._reader.assign(places)
         await self._reader.seek_to_beginning(*places)
-        # Committed by now is what lies before the last stable offset.
+        # Committed by now is what lies before the last stable offset. The markers of a transaction whose end was
+        # answered move it a moment later; those of one that is open do not.
         ends = await self._reader.end_offsets(places)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MARKED_S):
+                while ends != await self._open.end_offsets(places):
+                    await asyncio.sleep(0.01)
+                    ends = await self._reader.end_offsets(places)
         seen: list[Seen] = []
         while any([await self._reader.position(place) < ends[place] for place in places]):
             for place, messages in (await self._reader.getmany(*places, timeout_ms=100)).items():

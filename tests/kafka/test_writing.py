@@ -63,10 +63,10 @@ async def test_librdkafka_reads_what_was_built_by_columns(world: KafkaWorld, com
         consumer = Consumer({"bootstrap.servers": world.servers, "group.id": "judge", "check.crcs": True})
         consumer.assign([Place(world.output, 0, OFFSET_BEGINNING)])
         rows: list[tuple[object, ...]] = []
+        end = time.monotonic() + 60
         while len(rows) < n:
-            messages = consumer.consume(5_000, 20)
-            assert messages
-            for m in messages:
+            assert time.monotonic() < end
+            for m in consumer.consume(5_000, 1):
                 assert m.error() is None
                 rows.append((m.key(), m.value(), m.timestamp()[1], m.headers()))
         consumer.close()
@@ -303,7 +303,7 @@ async def test_a_dead_broker_hangs_nothing(own_broker: Broker) -> None:
     world = KafkaWorld(own_broker, "dead")
     for topic in (world.input, world.output):
         await world.create(topic, PARTITIONS)
-    member = Member(world.connect(world.config(request_timeout_ms=1_500)))
+    member = Member(world.connect(world.config(request_timeout_ms=3_000)))
     transport = member.transport
     await transport.start(member)
     membership = await member.until_assigned(4)
@@ -316,7 +316,7 @@ async def test_a_dead_broker_hangs_nothing(own_broker: Broker) -> None:
         await transport.settle()
     with pytest.raises(OutcomeUnknown):
         await transport.log_ranges([0])
-    assert time.monotonic() - began < 7
+    assert time.monotonic() - began < 3 * 3 + 3
     began = time.monotonic()
     asked = (
         transport.publish([part(0, 1, outputs=records([b"k"], [b"v"]))]),
@@ -328,7 +328,7 @@ async def test_a_dead_broker_hangs_nothing(own_broker: Broker) -> None:
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown] * len(outcomes)
     assert await transport.fetch(0.2) == []
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 3 + 3
     began, busy = time.monotonic(), time.process_time()
     await asyncio.sleep(1)
     assert time.process_time() - busy < 0.5, "spinning while the broker is away"
