@@ -200,6 +200,11 @@ class Memory:
         return bool(self.backlog or self.aside or self.in_flight or self.pending or self.frozen is not None)
 
     @property
+    def behind(self) -> bool:
+        """Records were fetched that lie at C or above it."""
+        return self.fetched > self.committed
+
+    @property
     def hurried(self) -> bool:
         """Something is to be committed that waits for nothing."""
         return self.base is None or self.frozen is not None or any(not d.unhurried for d in self.pending)
@@ -235,7 +240,9 @@ class Memory:
         forgotten = self._to_forget(replay_from, latest)
         latest.tombstones = forgotten
         snapshots = latest.records(digest, now_ms)
-        if not (new_group or len(outputs) or len(dead) or len(snapshots) or now.low != self.committed):
+        # The end of a replay may leave nothing but R to be said; else it would stand where retention comes to pass it.
+        moved = now.low != self.committed or (replay_from != self.replay_from and not self.replay)
+        if not (new_group or len(outputs) or len(dead) or len(snapshots) or moved):
             self.uncommitted_bytes -= size
             return None
         mark = Mark(tag, now.low, replay_from, digest, now.done_above)

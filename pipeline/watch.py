@@ -29,18 +29,18 @@ class Watch:
     def __init__(self, max_stall_s: float) -> None:
         self._max_stall_s = max_stall_s
         self._stood: dict[int, tuple[Memory, int, float]] = {}
-        """Partition -> its memory, C, and since when that is so with work to do."""
+        """Partition -> its memory, C, and since when that is so with records beyond it."""
         self._bases: dict[int, bytes | None] = {}
         self._moved_s: float | None = None
 
     def held(self, memories: Sequence[Memory], now_s: float) -> list[Held]:
-        """Partitions that have had work, and the same C, for longer than ``max_stall``."""
+        """Partitions that have had the same C, with records beyond it, for longer than ``max_stall``."""
         stood: dict[int, tuple[Memory, int, float]] = {}
         found = []
         for memory in memories:
             before = self._stood.get(memory.partition)
             since = now_s
-            if before is not None and before[0] is memory and before[1] == memory.committed and memory.busy:
+            if before is not None and before[0] is memory and before[1] == memory.committed and memory.behind:
                 since = before[2]
             stood[memory.partition] = memory, memory.committed, since
             if now_s - since >= self._max_stall_s:

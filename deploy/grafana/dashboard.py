@@ -144,6 +144,34 @@ ROWS: dict[str, list[Panel]] = {
             [(rate("eddy_polls_total"), MODEL), (rate("eddy_batches_total"), f"{MODEL} calls of the engine")],
         ),
     ],
+    "Durability": [
+        Panel(
+            "Oldest unsaved record",
+            "s",
+            [(total("eddy_replay_age_seconds", "instance"), "{{instance}}")],
+            "Far above the snapshot interval: snapshot_bytes_per_second is too small for what changes.",
+        ),
+        Panel(
+            "To be replayed",
+            "short",
+            [(total("eddy_replay_records", "instance"), "{{instance}}")],
+            "Offsets that a takeover of all its partitions would go through again.",
+        ),
+        Panel("Replayed", "cps", [(rate("eddy_replayed_records_total"), MODEL)], "Applied again, outputs hidden."),
+        Panel("Streams without a slot", "short", [(total("eddy_host_streams", "instance"), "{{instance}}")]),
+        Panel(
+            "Streams leaving the arena",
+            "cps",
+            [(rate("eddy_evicted_streams_total"), MODEL)],
+            "For room: many a second mean that slots are too few.",
+        ),
+        Panel(
+            "Partitions held by a stream",
+            "short",
+            [(total("eddy_held_partitions", "instance"), "{{instance}}")],
+            "The committed offset stands still for max_stall_s; the log names the stream.",
+        ),
+    ],
     "Trouble": [
         Panel("Dead letters", "cps", [(rate("eddy_dead_letters_total", "model, reason"), "{{model}} {{reason}}")]),
         Panel(

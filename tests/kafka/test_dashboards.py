@@ -41,7 +41,7 @@ def everything_happens(broker: Broker, unique: Unique, folder: Path, it: Prometh
     fragile = fragile_hash(folder / "fragile" / "1")
     first, second = (hashed.worker(fragile, name, request_timeout_ms=3000) for name in ("first", "second"))
     slow = slowed.worker(slow_tensor(folder / "slow" / "1", 40), "slow", slots=2, queue_bytes=65_536)
-    texts = told.worker(PYTHON_REFERENCE, "texts")
+    texts = told.worker(PYTHON_REFERENCE, "texts", max_stall_s=2, slots=4)
     sounds = heard.worker(loudness(folder / "loud" / "1"), "sounds")
     with workers(first, slow, texts, sounds, later=[second]), Feed(hashed, new_seed(), 500):
         it.watch([page(w) for w in (first, slow, texts, sounds)])
@@ -52,12 +52,15 @@ def everything_happens(broker: Broker, unique: Unique, folder: Path, it: Prometh
             records = [(b"%d" % (i % 3), bytes(256 * 200)) for i in range(30)]
             produce(broker.address, slowed.input, records, partition=partition)
         produce(broker.address, told.input, [(b"%d" % i, b"The for statement ") for i in range(20)])
+        long = [("eddy-max-steps", b"20000")]
+        # The second one of each waits, and in the end nobody has a slot left.
+        produce(broker.address, told.input, [(b"long-%d" % i, b"The while statement ", long) for i in [*range(8)] * 2])
         for seconds in (0, 10):  # twice, with a scrape between them: a rate needs two values
             produce(broker.address, heard.input, [(b"%d" % (i % 7), bytes(1000)) for i in range(500)])
             seen(it, f"eddy_media_seconds_total > {seconds}")
         seen(it, "eddy_records_total > 1000")
-        for waiting in ("eddy_waiting_partitions", "eddy_paused_partitions", "eddy_generated_steps_total"):
-            seen(it, f"{waiting} > 0")
+        for waiting in ("waiting_partitions", "paused_partitions", "held_partitions", "generated_steps_total"):
+            seen(it, f"eddy_{waiting} > 0")
         produce(broker.address, told.input, [(b"%d" % i, b"The for statement ") for i in range(20, 40)])
         poison(hashed, b"one")
         seen(it, "eddy_errors_total >= 1")
@@ -100,7 +103,7 @@ def test_panels_and_rules_ask_for_what_is_there_and_moves(watched: Prometheus) -
     # The same search finds what is not there.
     assert list(lacks(watched, "rate(eddy_no_such_total[1m])")) == ["no series eddy_no_such_total{}"]
     assert list(lacks(watched, "sum by (stream) (eddy_slots_used)")) == ["eddy_slots_used has no label stream"]
-    assert list(lacks(watched, "eddy_replayed_records_total")) == ["eddy_replayed_records_total{} never moves"]
+    assert list(lacks(watched, "eddy_local_copies")) == ["eddy_local_copies{} never moves"]
     eventually(lambda: all(rule["health"] != "unknown" for rule in watched.rules()), 30, "all rules were evaluated")
     bad = [f"{rule['name']}: {rule.get('lastError')}" for rule in watched.rules() if rule["health"] != "ok"]
     assert not bad, "\n".join(bad)
