@@ -95,7 +95,7 @@ class Copies:
     async def _read(self, partition: int, kept: _Kept, row_bytes: int) -> Newest | None:
         """None: the copy was void or is lost; to be read again."""
         began = time.perf_counter()
-        newest = Newest(row_bytes)
+        newest = Newest(row_bytes, kept.copy.nbytes)
         kept.in_step = False
         try:
             await _on_a_thread(lambda: _load(kept.copy, newest))

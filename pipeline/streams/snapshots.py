@@ -30,6 +30,8 @@ DIGEST = slice(8, 16)
 APPLIED = slice(16, 24)
 WRITTEN = slice(24, 32)
 OTHER_ROWS = "another state schema, or other settings of its codec or head"
+GROWTH = 8 << 20
+"""Bytes of a matrix of newest values, at least; only what is used of them is ever touched."""
 PIECE = 2048
 """Values of a list that are joined at a time: what fits into a processor's cache costs half."""
 ROW_SETTINGS = ("step_s",)
@@ -156,10 +158,11 @@ class Newest:
     Values that are as long as a snapshot of this row stand in one matrix, whatever they hold; ``restore`` judges them.
     """
 
-    def __init__(self, row_bytes: int) -> None:
+    def __init__(self, row_bytes: int, room_bytes: int = 0) -> None:
+        """``room_bytes``: so much is likely to come; what is not used of it is never touched."""
         self._width = HEADER + row_bytes
         self._index: dict[bytes, int] = {}
-        self._matrix: U8 = np.empty((0, self._width), np.uint8)
+        self._matrix: U8 = np.empty((room_bytes // self._width, self._width), np.uint8)
         self._used = 0
         self.others: dict[bytes, bytes] = {}
         """Values of any other length: ends, and what another model wrote."""
@@ -202,8 +205,10 @@ class Newest:
         if len(new):
             end = self._used + len(new)
             if end > len(self._matrix):
-                # No view of the matrix is ever kept here; growing in place copies nothing where memory is mapped.
-                self._matrix.resize((max(end, self._used + self._used // 4), self._width), refcheck=False)
+                # A new one and a copy: growing in place takes ten times as long, by pages of 4 KiB.
+                grown = np.empty((max(end, 2 * self._used, GROWTH // self._width), self._width), np.uint8)
+                grown[: self._used] = self._matrix[: self._used]
+                self._matrix = grown
             where[new] = np.arange(self._used, end)
             fresh = [keys[i] for i in new.tolist()] if len(new) < len(keys) else keys
             self._index.update(zip(fresh, range(self._used, end)))

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, TierFull
 
 MEMORY_GROWTH = 1 << 20
 FILE_GROWTH = 16 << 20
-"""Bytes, at least; a quarter of what there is where that is more."""
+"""Bytes, at least, of rows that are numbered or allocated at a time; a quarter of what there is where that is more."""
 SPILL = 4096
 """Rows, at most, that go to the file beyond what must go: finding the oldest looks at all."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -75,43 +75,51 @@ class _Numbers:
 
 
 class _Rows:
-    """Rows in memory, at most ``limit`` of them."""
+    """Rows in memory, at most ``limit`` of them.
+
+    Their addresses are reserved at once, and memory is taken as they are used: growing would copy gigabytes, or fill
+    them with zeros, at a moment when others wait. Raises ConfigError where there is not so much.
+    """
 
     def __init__(self, row_bytes: int, limit: int) -> None:
         self.row_bytes, self.limit = row_bytes, limit
-        self.numbers = _Numbers()
-        self.matrix: U8 = np.empty((0, row_bytes), np.uint8)
+        self.clear()
 
     @property
     def used(self) -> int:
         return self.numbers.total - self.numbers.free
 
+    @property
+    def nbytes(self) -> int:
+        """Of the rows that were ever in use."""
+        return self.numbers.total * self.row_bytes
+
     def reserve(self, n: int) -> None:
-        """``n`` rows are free afterwards; no more than ``limit`` in all may be asked for. Raises MemoryError."""
+        """``n`` rows are free afterwards; no more than ``limit`` in all may be asked for."""
         total = self.numbers.total
         if n > self.numbers.free:
             least = total + n - self.numbers.free
             wanted = max(least, total + max(total // 4, MEMORY_GROWTH // max(self.row_bytes, 1)))
-            self.extend(least, min(wanted, self.limit))
-
-    def extend(self, least: int, wanted: int) -> None:
-        # No view of the matrix is ever kept; growing in place copies nothing where memory is mapped.
-        self.matrix.resize((wanted, self.row_bytes), refcheck=False)
-        self.numbers.extend(wanted)
+            self.numbers.extend(min(wanted, self.limit))
 
     def clear(self) -> None:
         """Gives all memory back; no row may be in use."""
-        self.matrix, self.numbers = np.empty((0, self.row_bytes), np.uint8), _Numbers()
+        try:
+            self.matrix: U8 = np.empty((self.limit, self.row_bytes), np.uint8)
+        except MemoryError as error:
+            raise ConfigError(
+                f"host_bytes is {self.limit * self.row_bytes}: this machine does not have so much memory"
+            ) from error
+        self.numbers = _Numbers()
 
-    def close(self) -> None:
-        self.clear()
 
-
-class _FileRows(_Rows):
+class _FileRows:
     """Rows in a file without a name in ``directory``, mapped."""
 
     def __init__(self, row_bytes: int, directory: Path) -> None:
-        super().__init__(row_bytes, NEVER)
+        self.row_bytes = row_bytes
+        self.numbers = _Numbers()
+        self.matrix: U8 = np.empty((0, row_bytes), np.uint8)
         self._directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -119,13 +127,18 @@ class _FileRows(_Rows):
         except OSError as error:
             raise ConfigError(f"state_directory {directory} cannot be written to: {error.strerror}") from error
 
+    @property
+    def used(self) -> int:
+        return self.numbers.total - self.numbers.free
+
     def reserve(self, n: int) -> None:
+        """``n`` rows are free afterwards. Raises TierFull."""
         total = self.numbers.total
         if n > self.numbers.free:
             least = total + n - self.numbers.free
-            self.extend(least, max(least, total + max(total // 4, FILE_GROWTH // max(self.row_bytes, 1))))
+            self._extend(least, max(least, total + max(total // 4, FILE_GROWTH // max(self.row_bytes, 1))))
 
-    def extend(self, least: int, wanted: int) -> None:
+    def _extend(self, least: int, wanted: int) -> None:
         """Raises TierFull where not even ``least`` rows fit; then the file is as it was."""
         if not self._allocated(wanted):
             wanted = least
@@ -152,11 +165,12 @@ class _FileRows(_Rows):
         return True
 
     def clear(self) -> None:
-        super().clear()
+        """Gives the disk back; no row may be in use."""
+        self.matrix, self.numbers = np.empty((0, self.row_bytes), np.uint8), _Numbers()
         os.ftruncate(self._file.fileno(), 0)
 
     def close(self) -> None:
-        super().clear()
+        self.matrix = np.empty((0, self.row_bytes), np.uint8)
         self._file.close()
 
 
@@ -196,8 +210,8 @@ class Tier:
     @property
     def nbytes(self) -> int:
         """Memory that it takes beside the keys, bytes."""
-        columns = (self._memory.matrix, self._tenant, self._place, self._applied, self._touched)
-        return sum(int(column.nbytes) for column in columns)
+        columns = (self._tenant, self._place, self._applied, self._touched)
+        return self._memory.nbytes + sum(int(column.nbytes) for column in columns)
 
     @property
     def file_bytes(self) -> int:
@@ -295,7 +309,7 @@ class Tier:
     def close(self) -> None:
         """Gives up file and memory; the tier is empty."""
         self._streams.clear()
-        self._memory.close()
+        self._memory.matrix = self._nothing.rows
         if self._file is not None:
             self._file.close()
 

@@ -193,6 +193,11 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(tmp_path: Path, small_disk
     assert tier.file_bytes <= small_disk
 
 
+def test_more_memory_than_there_is_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"host_bytes is 1152921504606846976: this machine does not have so much"):
+        Tier(4096, 1 << 60, None)
+
+
 def test_a_directory_that_cannot_be_written_to_is_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=rf"state_directory {tmp_path}/file/below cannot be written to: Not a dir"):
