@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.columns import Segment
-from pipeline.mark import Run, runs_of
+from pipeline.columns import I64, Segment
+from pipeline.mark import FOR_EVER, Run, runs_of
 
 
 class Aside:
@@ -52,18 +52,44 @@ class Aside:
         for key in list(self._queues):
             if most <= 0:
                 break
-            if not ready(key):
-                continue
-            queue = self._queues.pop(key)
-            first, rest = queue.popleft().cut(min(each, most))
-            self._changed(first, -1)
+            if ready(key):
+                taken.append((key, self._first(key, min(each, most))))
+                most -= len(taken[-1][1])
+        return taken
+
+    def take_lowest(self, ready: Callable[[bytes], bool], each: int, most: int) -> list[tuple[bytes, Segment]]:
+        """The records with the lowest offsets that wait here, up to the first whose stream is not ready or has given as
+        many as ``each``: nothing that is taken passes anything."""
+        firsts: dict[bytes, I64] = {}
+        end = FOR_EVER
+        for key, queue in self._queues.items():
+            offsets = queue[0].offsets
+            n = min(each, len(offsets)) if ready(key) else 0
+            firsts[key] = offsets[:n]
+            if n < len(offsets):
+                end = min(end, int(offsets[n]))
+            elif len(queue) > 1:
+                end = min(end, int(queue[1].offsets[0]))
+        waiting = np.sort(np.concatenate([np.empty(0, np.int64), *firsts.values()]))
+        waiting = waiting[waiting < end][:most]
+        if not len(waiting):
+            return []
+        counts = {key: int(offsets.searchsorted(waiting[-1], "right")) for key, offsets in firsts.items()}
+        return [(key, self._first(key, n)) for key, n in counts.items() if n]
+
+    def _first(self, key: bytes, n: int) -> Segment:
+        """A stream's first ``n`` records, at least one; it is the last to have its next turn."""
+        queue, pieces = self._queues.pop(key), list[Segment]()
+        while queue and n > 0:
+            piece, rest = queue.popleft().cut(n)
             if len(rest):
                 queue.appendleft(rest)
-            if queue:
-                self._queues[key] = queue
-            most -= len(first)
-            taken.append((key, first))
-        return taken
+            self._changed(piece, -1)
+            pieces.append(piece)
+            n -= len(piece)
+        if queue:
+            self._queues[key] = queue
+        return Segment.join(pieces)
 
     def any(self, ready: Callable[[bytes], bool]) -> bool:
         """Whether a stream is ``ready``."""

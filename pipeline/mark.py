@@ -101,7 +101,9 @@ class Progress:
     @property
     def fits(self) -> bool:
         """Whether D has room in a mark (X2)."""
-        # Two varints a run: mostly one or two bytes each.
+        # Two varints a run, of one to nine bytes; as many runs as gaps, but one or two.
+        if (len(self.gaps) - 2) * 2 > DONE_BYTES_MAX:
+            return False
         return len(self.gaps) * 18 <= DONE_BYTES_MAX or len(_encode_runs(self.low, self.done_above)) <= DONE_BYTES_MAX
 
 

@@ -8,12 +8,12 @@ gaps that this leaves (X2). In a replay, records that a snapshot includes are le
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pipeline.columns import RECORD_OVERHEAD, Segment
-from pipeline.mark import Progress, runs_of
+from pipeline.mark import Progress, Run, runs_of
 from pipeline.partition import Memory
 from pipeline.streams.slots import Slots
 
@@ -90,7 +90,7 @@ class Order:
             return self._ready(memory, key)
 
         taken = memory.aside.take(ready, each, most)
-        if taken and not Progress(memory.admitted, memory.aside.runs).and_done(memory.replay).fits:
+        if taken and not _fits(memory, memory.admitted):
             for key, segment in taken:
                 memory.aside.give_back(key, segment)
             taken = memory.aside.take_lowest(ready, each, most)
@@ -137,14 +137,18 @@ class Order:
         self._set_aside(turn, stretch, each)
         if not turn.later:
             turn.now = None
+            if not memory.aside:
+                return
+        waiting = np.sort(np.concatenate([np.empty(0, np.int64), *(stretch.offsets[w] for w in turn.later.values())]))
+        if _fits(memory, stretch.next_offset, runs_of(waiting)):
             return
-        waiting = np.sort(np.concatenate([stretch.offsets[which] for which in turn.later.values()]))
-        gaps = (*memory.aside.runs, *runs_of(waiting))
-        if Progress(stretch.next_offset, gaps).and_done(memory.replay).fits:
-            return
-        # D has no room for what would pass them: what is behind the first of them waits with it.
-        cut = int(np.searchsorted(stretch.offsets, waiting[0]))
-        turn.stretch, rest = stretch.cut(cut)
+        # What would pass them waits, as far as it must: behind the first of this stretch, or all of it.
+        cut = int(np.searchsorted(stretch.offsets, waiting[0])) if len(waiting) else 0
+        end = int(stretch.offsets[cut]) if cut else memory.admitted
+        if cut and not _fits(memory, end):
+            cut, end = 0, memory.admitted
+        first, rest = stretch.cut(cut) if cut else (stretch.pick([]), stretch)
+        turn.stretch = replace(first, next_offset=end)
         memory.give_back(rest)
         memory.blocked = "order"
         turn.now, turn.later = None, {}
@@ -162,6 +166,11 @@ class Order:
                 seen[key] += 1
                 now.append(i)
         turn.now = now
+
+
+def _fits(memory: Memory, end: int, waiting: tuple[Run, ...] = ()) -> bool:
+    """Whether D has room when all below ``end`` is done but what is set aside, and ``waiting`` behind that (X2)."""
+    return Progress(end, (*memory.aside.runs, *waiting)).and_done(memory.replay).fits
 
 
 def _not_applied(memory: Memory, stretch: Segment) -> Segment:

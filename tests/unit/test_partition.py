@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -162,6 +164,22 @@ def test_nothing_new_makes_no_part_but_a_new_group_commits_its_start():
     part = new.freeze(TAGS.next(), DIGEST, 0, identity)
     assert part is not None
     assert part.committed == 4
+
+
+def test_what_d_has_no_room_for_waits_until_the_gaps_below_it_are_filled():
+    m, _ = memory()
+    gaps = tuple((o, o + 1) for o in range(0, 6000, 2))
+    too_much = replace(done(6000, b"a"), progress=Progress(6000, gaps))
+    m.finished(too_much, 0)
+    assert m.freeze(TAGS.next(), DIGEST, 0, identity) is None
+    m.finished(replace(done(6000, b"b"), progress=Progress(6000, gaps[-10:])), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 0, identity)
+    assert part is not None
+    assert list(part.outputs.keys) == [b"a", b"b"]
+    mark = Mark.decode(part.metadata)
+    assert mark is not None
+    assert len(mark.done_above) == 10
+    assert part.committed == 5980
 
 
 def test_tags_are_unique_and_carry_the_process():
