@@ -96,14 +96,17 @@ async def _examine(view: View, config: Config, digest: bytes) -> _Target:
         begun_here = of.committed is not None and of.committed.metadata == IMPORTING
         if not begun_here:
             check_offset(view.group, of, digest)
+        begin = of.committed.offset if of.committed is not None else starts[of.partition]
         restored = restore(await view.newest(of.partition, digest), digest)
-        names = [*restored.keys, *(p.key for p in restored.problems)]
+        # Ends of streams harm nobody, unless they are from before the offset was set back or lost.
+        ended = [key for key, a in restored.ended.items() if a >= begin]
+        names = [*restored.keys, *(p.key for p in restored.problems), *ended]
         if names and not begun_here:
             raise UserError(
                 f"group {view.group!r} has streams of {view.topic!r} already ({len(names)} in partition {of.partition},"
                 f" {show_key(names[0])!r} among them): states are imported into a group without; give a new group"
             )
-        committed.append(of.committed.offset if of.committed is not None else starts[of.partition])
+        committed.append(begin)
         leftovers.append(set(names))
     return _Target(committed, leftovers)
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.columns import as_list
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.streams.snapshots import Restored
+from pipeline.streams.snapshots import Restored, Snapshots
 from services.broker import Broker
 from services.cli import build_parser
 from services.state import export, install, moving
@@ -234,6 +235,13 @@ def test_what_would_not_be_exact_is_not_moved(small: tuple[Topics, Path, Path], 
     cut = tmp_path / "cut"
     cut.write_bytes(file.read_bytes()[:-30])
     assert "it was cut off" in one_line(eddy("state", "import", cut, *of(target)))
+    # The end of a stream, from a life of the group that its offsets do not know of.
+    none, ended_at = np.empty(0, np.int64), np.array([3])
+    over = Snapshots(none, [], none, np.empty((0, 8), np.uint8), none, [b"old"], ended_at)
+    (end,) = as_list(over.records(bytes.fromhex(read_head(file).digest), 1_000).values)
+    produce(target.address, target.changelog, [(b"old", end)])
+    assert "'old' among them" in one_line(eddy("state", "import", file, *of(target)))
+    produce(target.address, target.changelog, [(b"old", None)])
     assert told("state", "import", file, *of(target))["streams"] == 20
 
 
