@@ -50,6 +50,8 @@ class Frozen:
     nbytes: int
     replay_from: int
     ended: Mapping[bytes, int]
+    going_on: Sequence[bytes]
+    """Streams with a row: whatever ended under such a key before, it is not the newest."""
     forgotten: Sequence[bytes]
     """Streams with a tombstone."""
 
@@ -249,7 +251,7 @@ class Memory:
         asked = np.concatenate([d.asked_ms for d in done]) if done else np.empty(0, np.int64)
         part = Part(self.partition, tag, now.low, mark.encode(), outputs, dead, snapshots, asked)
         ended = dict(zip(latest.ended_keys, latest.ended_applied.tolist()))
-        self.frozen = Frozen(part, size, replay_from, ended, forgotten)
+        self.frozen = Frozen(part, size, replay_from, ended, latest.keys, forgotten)
         self.published = False
         return part
 
@@ -288,6 +290,9 @@ class Memory:
         for key, a in frozen.ended.items():
             self.ended[key] = a
             self._ended_by_offset.append((a, key))
+        if self.ended:
+            for key in frozen.going_on:
+                self.ended.pop(key, None)
         for key in frozen.forgotten:
             self.expiring.pop(key, None)
 

@@ -13,7 +13,7 @@ from pipeline.columns import Membership, Records, Segment
 from pipeline.errors import Broken
 from pipeline.mark import MARK_VERSION, Mark, Progress, Tags
 from pipeline.partition import Done, Memory
-from pipeline.streams.slots import Index, Slots
+from pipeline.streams.slots import CLEAN, Index, Slots
 from pipeline.streams.snapshots import Snapshots
 from pipeline.streams.tier import Tier
 
@@ -250,3 +250,142 @@ def test_slots_of_dropped_memory_come_free_with_the_last_run_that_has_them():
 
 def test_the_metadata_has_a_version():
     assert Mark(b"t" * 16, 1, 1, DIGEST).version == MARK_VERSION
+
+
+# ---- forgetting (X12)
+
+
+class Life:
+    """One partition's streams, each record a poll of its own; every part is committed at once."""
+
+    def __init__(self) -> None:
+        self.m, self.slots = memory()
+        self.offset = 0
+
+    def record(self, key: bytes) -> None:
+        """Applied, and in no snapshot yet."""
+        slot = self.slots.lookup(self.m.index, [key])
+        self.slots.applied[slot] = self.offset
+        self.m.dirty.mark(slot, np.array([self.offset]), 0.0)
+        self.offset += 1
+        self.m.finished(done(self.offset), 0)
+
+    def snapshot(self, key: bytes) -> None:
+        slot = self.m.index[key]
+        self.slots.dirty[slot] = CLEAN
+        row = snapshots({key: (int(self.slots.serial[slot]), int(self.slots.applied[slot]))})
+        self.m.finished(replace(self.m.nothing_done(), snapshots=row), 0)
+
+    def admit_end(self, key: bytes) -> int:
+        """The record that ends it is in flight."""
+        slot = self.m.index.pop(key)
+        self.slots.ending[slot] = True
+        self.offset += 1
+        return slot
+
+    def end(self, key: bytes) -> None:
+        self.finish_end(key, self.admit_end(key))
+
+    def finish_end(self, key: bytes, slot: int) -> None:
+        self.slots.dirty[slot] = CLEAN
+        gone = snapshots(ended={key: (int(self.slots.serial[slot]), self.offset - 1)})
+        self.m.finished(done(self.offset, snaps=gone), 0)
+        self.slots.release([slot])
+
+    def commit(self) -> tuple[int, dict[bytes, bytes | None]]:
+        """R, and what the part leaves in the changelog."""
+        part = self.m.freeze(TAGS.next(), DIGEST, 0, identity)
+        if part is None:
+            return self.m.replay_from, {}
+        self.m.saved(part)
+        mark = Mark.decode(part.metadata)
+        assert mark is not None
+        values = part.snapshots.values
+        return mark.replay_from, {k: None if v is None else bytes(v) for k, v in zip(part.snapshots.keys, values)}
+
+
+def test_an_ended_stream_is_forgotten_in_the_first_part_that_no_replay_of_it_can_follow():
+    life = Life()
+    life.record(b"slow")
+    life.record(b"a")
+    life.end(b"a")
+    _, left = life.commit()
+    assert len(left[b"a"]) == 32, "an empty snapshot, A being its end"
+    life.record(b"b")
+    assert life.commit() == (0, {}), "a replay would come to a's records"
+    life.snapshot(b"slow")
+    r, left = life.commit()
+    assert r == 3
+    assert left[b"a"] is None
+    life.snapshot(b"b")
+    assert b"a" not in life.commit()[1], "once"
+    assert life.m.ended == {}
+
+
+def test_a_stream_that_began_again_is_not_forgotten_also_not_while_it_ends_again():
+    life = Life()
+    life.record(b"slow")
+    life.record(b"a")
+    life.end(b"a")
+    life.commit()
+    life.record(b"a")
+    life.snapshot(b"a")
+    life.commit()
+    slot = life.admit_end(b"a")
+    life.snapshot(b"slow")
+    r, left = life.commit()
+    assert r == 4, "it has passed the first end"
+    assert b"a" not in left, "the changelog's newest is the row of its second life"
+    life.finish_end(b"a", slot)
+    _, left = life.commit()
+    assert len(left[b"a"]) == 32
+    life.record(b"b")
+    assert life.commit()[1] == {b"a": None}
+
+
+def test_a_stream_that_began_again_before_its_end_was_saved_is_not_forgotten():
+    life = Life()
+    life.record(b"a")
+    life.end(b"a")
+    life.record(b"a")
+    life.snapshot(b"a")
+    _, left = life.commit()
+    assert len(left[b"a"]) == 33
+    assert life.m.ended == {}
+    life.record(b"b")
+    life.snapshot(b"b")
+    assert b"a" not in life.commit()[1]
+
+
+def test_an_expired_stream_is_forgotten_once_r_has_passed_it_and_stays_on_the_list_until_that_is_saved():
+    life = Life()
+    life.record(b"slow")
+    life.record(b"a")
+    life.snapshot(b"a")
+    life.commit()
+    slot = life.m.index.pop(b"a")
+    life.m.expiring[b"a"] = 1
+    life.slots.release([slot])
+    life.record(b"b")
+    assert life.commit() == (0, {})
+    life.snapshot(b"slow")
+    part = life.m.freeze(TAGS.next(), DIGEST, 0, identity)
+    assert part is not None
+    assert part.snapshots.values[part.snapshots.keys.index(b"a")] is None
+    assert life.m.expiring == {b"a": 1}, "its next record waits for the outcome"
+    life.m.saved(part)
+    assert life.m.expiring == {}
+
+
+def test_what_a_takeover_finds_ended_is_forgotten_too():
+    m, slots = memory(committed=10)
+    m = Memory(0, m.membership, m.base, 10, 10, m.index, slots, m.tier, ended={b"a": 3, b"b": 12})
+    m.finished(done(11, b"x"), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 0, identity)
+    assert part is not None
+    assert dict(zip(part.snapshots.keys, part.snapshots.values)) == {b"a": None}
+    m.saved(part)
+    m.finished(done(13, b"x"), 0)
+    part = m.freeze(TAGS.next(), DIGEST, 0, identity)
+    assert part is not None
+    assert dict(zip(part.snapshots.keys, part.snapshots.values)) == {b"b": None}
