@@ -90,7 +90,7 @@ class Residency:
         n = min(self._slots.free, len(keys))
         if n < len(keys):
             self.tier.put(memory.partition, list(keys[n:]), applied[n:], rows[n:], touched_ms[n:])
-        where = self._slots.lookup(memory.index, list(keys[:n]))
+        where = self._slots.take_all(memory.index, memory.partition, list(keys[:n]))
         if n:
             self.place(where, rows[:n], applied[:n], touched_ms[:n])
         return where

@@ -86,9 +86,27 @@ class Slots:
         slot = self._free.pop()
         self.serials += 1
         self.keys[slot] = key
+        self.serial[slot] = self.serials
+        self._begin(slot, partition)
+        return slot
+
+    def take_all(self, index: Index, partition: int, keys: list[bytes]) -> I64:
+        """Slots for new streams, all distinct and no more than are free; what ``take`` does for each, by column."""
+        n = len(keys)
+        slots = self._free[len(self._free) - n :][::-1]
+        del self._free[len(self._free) - n :]
+        where = np.array(slots, np.int64)
+        for slot, key in zip(slots, keys):
+            self.keys[slot] = key
+        index.update(zip(keys, slots))
+        self.serial[where] = np.arange(self.serials + 1, self.serials + n + 1)
+        self.serials += n
+        self._begin(where, partition)
+        return where
+
+    def _begin(self, slot: int | I64, partition: int) -> None:
         self.partition[slot] = partition
         self.applied[slot] = -1
-        self.serial[slot] = self.serials
         self.fresh[slot] = True
         self.busy[slot] = False
         self.ending[slot] = False
@@ -97,7 +115,6 @@ class Slots:
         self.poll[slot] = 0
         self.codec[slot] = 0
         self.head[slot] = 0
-        return slot
 
     def release(self, slots: Iterator[int] | list[int]) -> None:
         """Gives slots back. Only when no run that has them is in flight (X11)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pipeline.engine.graph import FIRST
@@ -38,3 +39,27 @@ def test_a_look_up_gives_what_fits_from_the_front():
     found = slots.lookup(index, [b"a", b"b", b"a", b"c", b"a"])
     assert found.tolist() == [index[b"a"], index[b"b"], index[b"a"]]
     assert b"c" not in index
+
+
+def test_many_streams_at_once_take_the_same_slots_as_one_by_one():
+    one, all_ = Slots(9, 4, 3), Slots(9, 4, 3)
+    keys = [b"%d" % i for i in range(5)]
+    indexes = [Index(one, 1), Index(all_, 1)]
+    for slots in (one, all_):
+        old = [slots.take(0, b"old-%d" % i) for i in range(7)]
+        for column in (slots.codec, slots.head, slots.applied, slots.poll, slots.dirty):
+            column[:] = 7
+        for column in (slots.busy, slots.ending, slots.saving):
+            column[:] = True
+        slots.fresh[:] = False
+        slots.release(old[2:6])
+    expected = one.lookup(indexes[0], keys)
+    found = all_.take_all(indexes[1], 1, keys)
+    assert found.tolist() == expected.tolist()
+    assert dict(indexes[1]) == dict(indexes[0])
+    kept, other = vars(one), vars(all_)
+    for name, column in kept.items():
+        same = (column == other[name]).all() if isinstance(column, np.ndarray) else column == other[name]
+        assert same, name
+    assert all_.take_all(indexes[1], 1, []).tolist() == []
+    assert all_.free == one.free == 1
