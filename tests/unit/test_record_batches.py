@@ -40,7 +40,7 @@ def read_back(built: list[bytes]) -> list[tuple[object, ...]]:
 
 @st.composite
 def columns(draw: st.DrawFn) -> Records:
-    n = draw(st.integers(1, 40))
+    n = draw(st.integers(1, 60))
     if draw(st.booleans()):
         keys: list[bytes | None] = draw(st.lists(st.binary(min_size=5, max_size=5), min_size=n, max_size=n))
     else:

@@ -24,6 +24,8 @@ from pipeline.columns import I64, U8, Headers, Records, as_list
 BATCH_BYTES = 900_000
 """A batch stays below the broker's default of 1,048,588 bytes, whatever the last record brings."""
 
+FEW_RECORDS = 16
+"""So few are appended one by one: arrays cost 35 us a batch whatever its size, and a commit has a batch a partition."""
 RECORDS_PER_SHAPE = 8
 """Below so many records a shape, one append a record is as fast."""
 
@@ -82,7 +84,8 @@ def batches(records: Records, compression: str = "none", limit: int = BATCH_BYTE
     if not len(records):
         return []
     codec = COMPRESSION[compression]
-    shapes = None if records.extra is not None else _shapes(records)
+    one_by_one = records.extra is not None or len(records) <= FEW_RECORDS
+    shapes = None if one_by_one else _shapes(records)
     if shapes is None:
         return list(_by_record(records, codec, limit))
     return list(_by_column(records, *shapes, codec, limit))
