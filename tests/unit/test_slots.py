@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.engine.graph import FIRST
 from pipeline.errors import SlotsExhausted
-from pipeline.streams.slots import Index, Slots
+from pipeline.streams.slots import CLEAN, Index, Slots
 
 
 def test_a_slot_is_clean_for_its_next_stream():
@@ -16,13 +16,15 @@ def test_a_slot_is_clean_for_its_next_stream():
     serial = slots.serial[slot]
     slots.codec[slot], slots.head[slot], slots.applied[slot] = 1, 2, 3
     slots.fresh[slot], slots.busy[slot] = False, True
+    slots.ending[slot], slots.saving[slot], slots.dirty[slot], slots.poll[slot] = True, True, 4, 5
     slots.release([slot])
     assert slots.take(5, b"b") == slot
     assert not slots.codec[slot].any()
     assert not slots.head[slot].any()
     assert (slots.applied[slot], slots.partition[slot], slots.keys[slot]) == (-1, 5, b"b")
     assert slots.fresh[slot]
-    assert not slots.busy[slot]
+    assert not (slots.busy[slot] or slots.ending[slot] or slots.saving[slot])
+    assert (slots.dirty[slot], slots.poll[slot]) == (CLEAN, 0)
     assert slots.serial[slot] > serial, "tenants are told apart"
 
 
