@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.columns import I64, U8
+from pipeline.columns import I64, U8, Bools
 from pipeline.engine import Arena
 from pipeline.errors import TierFull
 from pipeline.partition import Memory
@@ -123,14 +123,28 @@ class Residency:
         absent = where < 0
         if absent.sum() <= slots.free:
             return
-        may_leave = (slots.partition >= 0) & (slots.poll <= slots.finished)
-        may_leave &= ~(slots.busy | slots.ending | slots.saving)
+        may_leave = self._may_leave()
         # A stream that is absent needs a slot, and one that comes before it keeps its own: as far as they go round.
         keep = ~absent & may_leave[where]
         fits = np.cumsum(absent | keep) <= slots.free + may_leave.sum()
         may_leave[where[keep & fits]] = False
-        idle = np.flatnonzero(may_leave)
-        most = min(len(idle), max(int(absent[fits].sum()) - slots.free, slots.total // ROOM))
+        self._let_go(np.flatnonzero(may_leave), max(int(absent[fits].sum()) - slots.free, slots.total // ROOM))
+
+    def make_room(self, wanted: int) -> None:
+        """So many free slots, as far as streams may leave theirs."""
+        if wanted > self._slots.free:
+            self._let_go(np.flatnonzero(self._may_leave()), wanted - self._slots.free)
+
+    def _may_leave(self) -> Bools:
+        """By slot: its stream is idle."""
+        slots = self._slots
+        idle: Bools = (slots.partition >= 0) & (slots.poll <= slots.finished)
+        idle &= ~(slots.busy | slots.ending | slots.saving)
+        return idle
+
+    def _let_go(self, idle: I64, most: int) -> None:
+        """Of these, those that were at work longest ago."""
+        slots = self._slots
         if most < len(idle):
             idle = idle[np.argpartition(slots.poll[idle], most)[:most]]
         owners = slots.partition[idle]

@@ -160,6 +160,7 @@ def install(
     keys, rows, applied, written_ms = restored.keys, restored.rows, restored.applied, restored.written_ms
     if len(keys) > slots.free:
         first = wanted(rows)
+        residency.make_room(int(first.sum()))
         if first.sum() > slots.free:
             raise SlotsExhausted(
                 f"{int(first.sum())} streams of partition {found.partition} are generating, {slots.free} of"
