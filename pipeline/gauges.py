@@ -38,7 +38,7 @@ async def gauging(
         ages = [since for m in memories if (since := m.dirty.since_s()) is not None]
         now_s = asyncio.get_running_loop().time()
         metrics.replay_age(now_s - min(ages) if ages else 0.0, sum(m.committed - m.replay_from for m in memories))
-        metrics.queued(sum(m.waiting_bytes + m.aside.nbytes + m.uncommitted_bytes for m in memories))
+        metrics.queued(sum(m.waiting_bytes + m.uncommitted_bytes for m in memories))
         away = len(residency.tier)
         metrics.streams(sum(len(m.index) for m in memories) + away, slots_used=slots.used, slots=slots.total)
         metrics.tier(away, residency.tier.nbytes, residency.evicted - evicted)
