@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 TEND_S = 5.0
 TOUCH_S = 60.0
 """A copy's file notes at most so often that it has all there is."""
+ROOM_BYTES = 1 << 30
+"""Addresses for what a copy may hold are reserved at once up to here; beyond, as it turns out to be needed."""
 CONFIRM_S = 3600.0
 """What has heard of no commit for so long asks the changelog whether there was none."""
 FAILED_S = 600.0
@@ -95,7 +97,7 @@ class Copies:
     async def _read(self, partition: int, kept: _Kept, row_bytes: int) -> Newest | None:
         """None: the copy was void or is lost; to be read again."""
         began = time.perf_counter()
-        newest = Newest(row_bytes, kept.copy.nbytes)
+        newest = Newest(row_bytes, min(kept.copy.nbytes, ROOM_BYTES))
         kept.in_step = False
         try:
             await _on_a_thread(lambda: _load(kept.copy, newest))

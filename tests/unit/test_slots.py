@@ -23,7 +23,7 @@ def test_a_slot_is_clean_for_its_next_stream():
     assert not slots.head[slot].any()
     assert (slots.applied[slot], slots.partition[slot], slots.keys[slot]) == (-1, 5, b"b")
     assert slots.fresh[slot]
-    assert not (slots.busy[slot] or slots.ending[slot] or slots.saving[slot])
+    assert not any(column[slot] for column in (slots.busy, slots.ending, slots.saving))
     assert (slots.dirty[slot], slots.poll[slot]) == (CLEAN, 0)
     assert slots.serial[slot] > serial, "tenants are told apart"
 
