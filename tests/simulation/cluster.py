@@ -23,6 +23,7 @@ from tests.simulation.transactions import Transactions
 UNKNOWN_TOPIC, NO_LEADER, NOT_LEADER, LOADING, NOT_AVAILABLE, NOT_COORDINATOR = 3, 5, 6, 14, 15, 16
 FEW_REPLICAS, TOPIC_EXISTS, INVALID_EPOCH, UNKNOWN_TRANSACTION = 19, 36, 47, 105
 COMMITTED = 1
+DEFAULTS = {"delete.retention.ms": "86400000", "retention.ms": "604800000", "cleanup.policy": "delete"}
 NO_ID = uuid.UUID(int=0)
 EARLIEST = -2
 HOST = "sim"
@@ -70,6 +71,7 @@ class Cluster:
         self.logs: dict[Place, Log] = {}
         self.partitions: dict[str, int] = {}
         self.ids: dict[str, uuid.UUID] = {}
+        self.settings: dict[str, dict[str, str]] = {}
         self._topics = 0
         self.transaction_timeout_max_ms = 900_000
         self.election_s, self.loading_s = election_s, loading_s
@@ -97,6 +99,7 @@ class Cluster:
         self.partitions[topic] = partitions
         self._topics += 1
         self.ids[topic] = uuid.UUID(int=self._topics)
+        self.settings[topic] = dict(settings)
         for p in range(partitions):
             size = int(settings.get("max.message.bytes", 1_048_588))
             compacted = settings.get("cleanup.policy") == "compact"
@@ -211,6 +214,15 @@ class Cluster:
         answer(
             request.RESPONSE_TYPE(*([0] if "throttle_time_ms" in request.RESPONSE_TYPE.SCHEMA.names else []), errors)
         )
+
+    def _describe_configs(self, node: int, request: Any, answer: Answer) -> None:
+        out = []
+        for kind, name, wanted in request.resources:
+            known = self.settings.get(name)
+            values = {**DEFAULTS, **(known or {})}
+            rows = [(w, values.get(w, ""), False, 5, False, []) for w in wanted or values]
+            out.append((0 if known is not None else UNKNOWN_TOPIC, None, kind, name, rows if known is not None else []))
+        answer(request.RESPONSE_TYPE(0, out))
 
     def _list_offsets(self, node: int, request: Any, answer: Answer) -> None:
         topics = []
@@ -508,6 +520,7 @@ HANDLERS: dict[int, Callable[[Cluster, int, Any, Answer], None]] = {
     25: Cluster._add_offsets,
     26: Cluster._end,
     28: Cluster._txn_offsets,
+    32: Cluster._describe_configs,
     65: Cluster._describe_transactions,
     66: Cluster._list_transactions,
 }

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from pipeline.heads.generate import ROW
+from pipeline.streams import snapshots
 from tests.simulation import model
 from tests.simulation.log import Record
 
@@ -64,11 +69,20 @@ def steps_of(value: bytes) -> list[int] | None:
     return None if model.POISON in steps else steps
 
 
-def hash_reference(inputs: list[Record]) -> tuple[dict[int, bytes], dict[bytes, dict[int, int | None]]]:
-    """Offset -> output; stream -> offset of each of its records -> the hash after it (None: ended)."""
-    outputs: dict[int, bytes] = {}
-    states: dict[bytes, dict[int, int | None]] = defaultdict(dict)
-    hashes: dict[bytes, int] = {}
+Known = dict[int, set[int] | None]
+"""Of a stream: offset of each of its records -> the hashes that it may have after it; None: it has ended."""
+
+
+def check_hash(world: World, p: int, inputs: list[Record], outputs: list[Record]) -> list[str]:
+    """One hash after each record, unless a stream may be forgotten in between and begin anew."""
+    forgets = bool(world.config.state_ttl_s)
+    shown: dict[int, bytes | None] = {}
+    for r in outputs:
+        shown.setdefault(source(r), r.value)
+    problems: list[str] = []
+    want: dict[bytes, list[int]] = defaultdict(list)
+    states: dict[bytes, Known] = defaultdict(dict)
+    hashes: dict[bytes, set[int]] = {}
     for r in inputs:
         if r.key is None:
             continue
@@ -76,59 +90,91 @@ def hash_reference(inputs: list[Record]) -> tuple[dict[int, bytes], dict[bytes, 
             hashes.pop(r.key, None)
             states[r.key][r.offset] = None
             continue
-        h = hashes.get(r.key, model.INITIAL)
-        shown = []
-        for x in steps_of(r.value) or ():
-            h = model.advance(h, x)
-            shown.append(h)
-        hashes[r.key] = states[r.key][r.offset] = h
-        if shown:
-            outputs[r.offset] = struct.pack(f"<{len(shown)}q", *shown)
-    return outputs, states
-
-
-def check_hash(world: World, p: int, inputs: list[Record], outputs: list[Record]) -> list[str]:
-    want, states = hash_reference(inputs)
-    keys = {r.offset: r.key for r in inputs}
-    problems = []
-    got = by_key(outputs)
-    for key in {r.key for r in inputs if r.key is not None} | got.keys():
-        mine = [o for o in want if keys[o] == key]
-        problems += compare(f"outputs of {key!r}", mine, [source(r) for r in got[key]])
-    problems += [
-        f"output of offset {source(r)} of {r.key!r} is {r.value!r}, not {want[source(r)]!r}"
-        for r in outputs
-        if source(r) in want and r.value != want[source(r)]
-    ]
+        begins = hashes.get(r.key, {model.INITIAL}) | ({model.INITIAL} if forgets else set())
+        steps = steps_of(r.value) or []
+        ways = [follow_steps(h, steps) for h in sorted(begins)]
+        if steps:
+            want[r.key].append(r.offset)
+            if r.offset in shown:
+                fitting = [way for way in ways if struct.pack(f"<{len(steps)}q", *way[1:]) == shown[r.offset]]
+                if not fitting:
+                    problems.append(f"output of {r.key!r} at {r.offset} is {shown[r.offset]!r}, none of {ways}")
+                ways = fitting or ways
+        hashes[r.key] = states[r.key][r.offset] = {way[-1] for way in ways}
+    problems += check_order(world, want, outputs)
     return problems + check_snapshots(world, p, states)
 
 
-def check_snapshots(world: World, p: int, states: dict[bytes, dict[int, int | None]]) -> list[str]:
-    """Every snapshot that was ever committed is the stream's reference at its A."""
-    from pipeline.streams import snapshots
-
+def check_order(world: World, want: dict[bytes, list[int]], outputs: list[Record]) -> list[str]:
+    """Each output once and in order; with at_least_once its first appearance."""
     problems = []
+    got = by_key(outputs)
+    for key in sorted(want.keys() | {k for k in got if k is not None}):
+        offsets = [source(r) for r in got[key]]
+        if world.config.processing_guarantee == "at_least_once":
+            offsets = list(dict.fromkeys(offsets))
+        problems += compare(f"outputs of {key!r}", want.get(key, []), offsets)
+    values: dict[int, bytes | None] = {}
+    for r in outputs:
+        if values.setdefault(source(r), r.value) != r.value:
+            problems.append(f"output of {r.key!r} at {source(r)} was repeated with another value")
+    return problems
+
+
+def follow_steps(h: int, steps: list[int]) -> list[int]:
+    """The hash before and after each step."""
+    way = [h]
+    for x in steps:
+        way.append(model.advance(way[-1], x))
+    return way
+
+
+def snapshots_of(world: World, p: int) -> list[Record]:
+    """All that were ever committed, tombstones included."""
     log = world.cluster.logs.get((world.config.changelog, p))
-    for r in log.history() if log is not None else []:
+    return log.history() if log is not None else []
+
+
+def check_snapshots(world: World, p: int, states: dict[bytes, Known]) -> list[str]:
+    """Every snapshot that was ever committed is the stream's reference at its A."""
+    problems = []
+    for r in snapshots_of(world, p):
         if r.value is None or r.key is None:
             continue
-        a = int.from_bytes(r.value[16:24], "little", signed=True)
+        a, ended, row = unpack_snapshot(r.value)
         known = states.get(r.key, {})
         if a not in known:
             problems.append(f"snapshot of {r.key!r} at {a}, which is no record of its stream")
             continue
-        ended = bool(r.value[1] & snapshots.ENDED)
         want = known[a]
         if ended != (want is None):
             problems.append(f"snapshot of {r.key!r} at {a} says ended: {ended}")
-        elif not ended:
-            h = int.from_bytes(r.value[snapshots.HEADER : snapshots.HEADER + 8], "little", signed=True)
-            if h != want:
-                problems.append(f"snapshot of {r.key!r} at {a} holds {h}, not {want}")
+        elif want is not None and hash_in(row) not in want:
+            problems.append(f"snapshot of {r.key!r} at {a} holds {hash_in(row)}, none of {sorted(want)}")
     return problems
 
 
+def unpack_snapshot(value: bytes) -> tuple[int, bool, bytes]:
+    """A, whether the stream has ended, its row."""
+    a = int.from_bytes(value[snapshots.APPLIED], "little", signed=True)
+    return a, bool(value[1] & snapshots.ENDED), value[snapshots.HEADER :]
+
+
+def hash_in(row: bytes) -> int:
+    """The hash comes first in a row, then the noise, then what codec and head remember."""
+    return int.from_bytes(row[:8], "little", signed=True)
+
+
 # ---- the hash that talks
+
+
+@dataclass
+class Told:
+    """One generation, as it was shown. ``hashes[i]``: before token i + 1 is fed, so after token i was drawn."""
+
+    text: str
+    hashes: list[int]
+    most: int
 
 
 def check_talk(world: World, p: int, inputs: list[Record], outputs: list[Record]) -> list[str]:
@@ -142,54 +188,90 @@ def check_talk(world: World, p: int, inputs: list[Record], outputs: list[Record]
             order[r.key].append(at)
         pieces[at].append(r)
     want: dict[bytes | None, list[int]] = defaultdict(list)
+    states: dict[bytes, dict[int, Told | None]] = defaultdict(dict)
     hashes: dict[bytes | None, int] = {}
+    told: dict[bytes | None, Told] = {}
+    interrupts = world.config.on_input == "interrupt"
     for r in inputs:
         if r.key is None:
             continue
         if r.value is None:
             hashes.pop(r.key, None)
+            told.pop(r.key, None)
+            states[r.key][r.offset] = None
             continue
-        if not spoken(r.value):
-            continue
-        h = hashes.get(r.key, model.INITIAL)
-        for c in r.value:
-            h = model.advance(h, model.LETTERS.index(chr(c)))
-        if r.value:
+        if r.value and spoken(r.value):
+            h = hashes.get(r.key, model.INITIAL)
+            for c in r.value:
+                h = model.advance(h, model.LETTERS.index(chr(c)))
             want[r.key].append(r.offset)
             most = int(dict(r.headers).get("eddy-max-steps", b"4"))
-            h, wrong = follow(h, most, pieces.get(r.offset, []))
+            told[r.key], wrong = follow(h, most, pieces.get(r.offset, []), interrupts)
             problems += [f"{r.key!r}, prompt at {r.offset}: {text}" for text in wrong]
-        hashes[r.key] = h
+            hashes[r.key] = told[r.key].hashes[-1]
+        states[r.key][r.offset] = told.get(r.key, Told("", [model.INITIAL], 0))
     for key in want.keys() | order.keys():
         problems += compare(f"prompts of {key!r}", want[key], order[key])
-    return problems
+    return problems + check_talk_snapshots(world, p, states)
 
 
-def spoken(value: bytes) -> bool:
-    """Whether it is a prompt, and no dead letter."""
-    return all(chr(c) in model.LETTERS for c in value)
-
-
-def follow(h: int, most: int, pieces: list[Record]) -> tuple[int, list[str]]:
-    """One generation as it was shown; the hash after it."""
-    text, problems, finishes = "", [], 0
+def follow(h: int, most: int, pieces: list[Record], interrupts: bool) -> tuple[Told, list[str]]:
+    """One generation from the hash after its prompt."""
+    text, problems, finishes = "", [], []
     for piece in pieces:
         headers = dict(piece.headers)
         step = int(headers["eddy-step"])
         if step != len(text):
             problems.append(f"a piece begins with step {step} where {len(text)} comes next")
         text += (piece.value or b"").decode()
-        finishes += "eddy-finish" in headers
+        if "eddy-finish" in headers:
+            finishes.append(headers["eddy-finish"])
+    hashes = [h]
     for i, letter in enumerate(text):
         token = model.LETTERS.index(letter)
-        if token not in model.likeliest(h):
+        if token not in model.likeliest(hashes[-1]):
             problems.append(f"step {i} shows {letter!r}, which its history does not allow")
             break
         if i + 1 < len(text):
-            h = model.advance(h, token)
-    if len(text) != most or finishes != 1:
-        problems.append(f"{len(text)} tokens of {most}, {finishes} ends")
-    return h, problems
+            hashes.append(model.advance(hashes[-1], token))
+    whole = len(text) == most and finishes == [b"length"]
+    if not whole and not (interrupts and len(text) <= most and finishes == [b"interrupt"]):
+        problems.append(f"{len(text)} tokens of {most}, ends: {finishes}")
+    return Told(text, hashes, most), problems
+
+
+def check_talk_snapshots(world: World, p: int, states: dict[bytes, dict[int, Told | None]]) -> list[str]:
+    """A snapshot is of a moment between two tokens that were shown, or after the last."""
+    problems = []
+    for r in snapshots_of(world, p):
+        if r.value is None or r.key is None:
+            continue
+        a, ended, row = unpack_snapshot(r.value)
+        known = states.get(r.key, {})
+        if a not in known:
+            problems.append(f"snapshot of {r.key!r} at {a}, which is no record of its stream")
+            continue
+        told = known[a]
+        if ended != (told is None):
+            problems.append(f"snapshot of {r.key!r} at {a} says ended: {ended}")
+            continue
+        if told is None:
+            continue
+        head = np.frombuffer(row[-ROW.itemsize :], ROW)[0]
+        step, token = int(head["step"]), int(head["token"])
+        if not head["active"]:
+            if hash_in(row) != told.hashes[-1]:
+                problems.append(f"snapshot of {r.key!r} at {a} holds {hash_in(row)}, not {told.hashes[-1]}")
+        elif not 0 < step <= len(told.hashes):
+            problems.append(f"snapshot of {r.key!r} at {a} knows {step} tokens, {len(told.text)} were shown")
+        elif (hash_in(row), token) != (told.hashes[step - 1], model.LETTERS.index(told.text[step - 1])):
+            problems.append(f"snapshot of {r.key!r} at {a}, step {step}: another text")
+    return problems
+
+
+def spoken(value: bytes) -> bool:
+    """Whether it is a prompt, and no dead letter."""
+    return all(chr(c) in model.LETTERS for c in value)
 
 
 # ---- whatever the model

@@ -112,8 +112,8 @@ class Session:
         self._failed: set[int] = set()
 
     def _may_fail(self, x: Any) -> bool:
-        """A step that fails twice is the record's fault, and so is one that fails alone."""
-        return x.shape[-1] > 1 and self._failed.isdisjoint(x.reshape(-1).tolist())
+        """A step that fails twice is the record's fault."""
+        return self._failed.isdisjoint(x.reshape(-1).tolist())
 
     def get_providers(self) -> list[str]:
         return ["CPUExecutionProvider"]

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.errors import Broken, EddyError
+from pipeline.mark import Mark
 from pipeline.metrics import Metrics
 from pipeline.transport.kafka import client as kafka_client
 from pipeline.transport.kafka.transport import KafkaTransport
@@ -41,7 +42,10 @@ CONFIG = Config(
     request_timeout_ms=1500,
     transaction_timeout_ms=2000,
     drain_timeout_s=3.0,
+    max_stall_s=30.0,
+    snapshot_compression="none",
 )
+ENGINE_GOOD_S = 6.0
 BOUND_S = 60.0
 """All inputs are done so long after the last fault and the last input."""
 
@@ -81,6 +85,8 @@ class Plan:
     slow_marker: float = 0.0
     engine_s: float = 0.003
     horizon_s: float = 5.0
+    epilogue: bool = False
+    """In the end all workers die, every stream gets one more record, and a new worker serves it."""
     config: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -112,9 +118,22 @@ class Plan:
         plan.verify_share = rng.choice([0.0, 0.2])
         plan.slow_marker = rng.choice([0.0, 0.05, 0.3])
         plan.engine_s = rng.choice([0.001, 0.01, 0.1])
-        plan.config = {"slots": rng.choice([16, 64]), "engine_threads": rng.choice([1, 1, 2])}
+        plan.epilogue = some() < 0.5
+        plan.config = {
+            "slots": rng.choice([3, 8, 64]),
+            "engine_threads": rng.choice([1, 1, 2]),
+            "snapshot_interval_ms": rng.choice([0.0, 50.0, 500.0, 3000.0]),
+            "snapshot_bytes_per_second": rng.choice([300.0, 1e6, 1e6]),
+            "snapshot_compression": rng.choice(["none", "none", "lz4"]),
+            "commit_interval_ms": rng.choice([0.0, 0.0, 30.0]),
+            "generate_flush_ms": rng.choice([0.0, 20.0, 200.0]),
+            "on_input": rng.choice(["wait", "wait", "interrupt"]),
+            "processing_guarantee": rng.choice(["exactly_once"] * 4 + ["at_least_once"]),
+            "state_ttl_s": rng.choice([0.0] * 5 + [1.0, 3.0]),
+        }
         if plan.talks:
-            plan.poison = 0.0
+            # What a stream has said binds it; of one that was forgotten no history can be told.
+            plan.poison = plan.config["state_ttl_s"] = 0.0
         return plan
 
 
@@ -161,9 +180,9 @@ class World:
         self.lives: dict[str, Life] = {}
         self.problems: list[str] = []
         self.counts: dict[str, int] = {}
-        self.produced = False
         self._say = say
         self._process_number = 0
+        self._engine_good_s = 0.0
 
     def count(self, what: str, n: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
@@ -219,17 +238,26 @@ class World:
         await self._disturb()
         await asyncio.sleep(max(0.0, plan.faults_s - loop.time()))
         await producing
-        self.produced = True
         self._calm()
-        end = loop.time() + BOUND_S
-        while not self.done():
-            if loop.time() > end:
-                self.problems.append(f"not all inputs are done {BOUND_S:g} s after the last fault: {self._left()}")
-                break
-            await asyncio.sleep(0.25)
+        if await self._until_done() and plan.epilogue:
+            for life in list(self.lives.values()):
+                self.loop.kill_process(life.process)
+            self.lives.clear()
+            self._last_words()
+            self.start_worker("last")
+            await self._until_done()
         # What is repeated comes late.
         await asyncio.sleep(1.0)
         self.count("virtual_s", int(loop.time()))
+
+    async def _until_done(self) -> bool:
+        end = self.loop.time() + BOUND_S
+        while not self.done():
+            if self.loop.time() > end:
+                self.problems.append(f"not all inputs are done {BOUND_S:g} s after the last fault: {self._left()}")
+                return False
+            await asyncio.sleep(0.25)
+        return True
 
     def _calm(self) -> None:
         for number in self.cluster.nodes:
@@ -238,16 +266,19 @@ class World:
             self.loop.continue_process(life.process)
 
     def done(self) -> bool:
-        """Whether everything that was produced is committed."""
+        """Whether everything that was produced is committed, and everything committed is saved."""
         group = self.cluster.groups.group(GROUP)
         for p in range(self.plan.partitions):
             c = group.offsets.get((INPUT, p))
             log = self.cluster.logs[INPUT, p]
             visible = log.visible()
             last = visible[-1].offset + 1 if visible else 0
-            if c is None or c.offset < last or group.pending or self.cluster.logs[OUTPUT, p].open:
+            if c is None or c.offset < last or group.pending:
                 return False
-        return True
+            mark = Mark.decode(c.metadata)
+            if mark is None or mark.replay_from != c.offset:
+                return False
+        return not any(log.open for (topic, _), log in self.cluster.logs.items() if topic != INPUT)
 
     def _left(self) -> str:
         group = self.cluster.groups.group(GROUP)
@@ -286,6 +317,12 @@ class World:
                 left -= n
             await asyncio.sleep(rng.random() * 4 * plan.produce_s / plan.records)
 
+    def _last_words(self) -> None:
+        for p in range(self.plan.partitions):
+            for k in range(self.plan.keys):
+                value = b"a" if self.plan.talks else struct.pack("<q", 77)
+                self.cluster.logs[INPUT, p].write([(b"k%d-%d" % (p, k), value, self.cluster.now_ms(), ())])
+
     def _row(self, rng: random.Random, p: int) -> tuple[bytes | None, bytes | None, int, Any]:
         plan, now = self.plan, self.cluster.now_ms()
         key = b"k%d-%d" % (p, rng.randrange(plan.keys))
@@ -307,7 +344,13 @@ class World:
     # ---- workers and what happens to them
 
     def _engine_fails(self) -> bool:
-        return self.loop.time() < self.plan.faults_s and self.rng.random() < self.plan.engine_faults
+        now = self.loop.time()
+        if now > self.plan.faults_s or now < self._engine_good_s or self.rng.random() >= self.plan.engine_faults:
+            return False
+        # What fails again when it runs alone is the record's fault: it gets the time to run.
+        self._engine_good_s = now + ENGINE_GOOD_S
+        self.count("engine faults")
+        return True
 
     def start_worker(self, worker_id: str) -> None:
         if worker_id in self.lives:
