@@ -7,6 +7,7 @@ which of them it holds, and those that it does not are sent again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,9 @@ class Lane:
                 await self._settle()
             # 1. Freeze (X2): what is finished at this moment, one part a partition, each with a tag of its own. A part
             #    of an earlier transaction that failed stays as it was (X3). Nothing unchecked is frozen or sent (X4).
-            frozen = [(m, part) for m in self._whose(memories) if (part := self._part(m, now_ms)) is not None]
+            whose, most = self._whose(memories)
+            parts_of = ((m, part) for m in whose if (part := self._part(m, now_ms)) is not None)
+            frozen = list(itertools.islice(parts_of, most))
             if not frozen:
                 return None
             # 2. The membership is the copy that came with the assignment, never a live value (X1).
@@ -98,7 +101,9 @@ class Lane:
                 written = await self._transaction(frozen, membership, parts)
             except GroupRefused as error:
                 # Every other request was answered and so was EndTxn(abort): nothing is visible, the writer is good.
-                return Outcome(unchecked=tuple(m for m, _ in frozen if not m.closed), error=error)
+                # Who was assigned anew meanwhile is asked for because of that.
+                refused = tuple(m for m, _ in frozen if not m.closed and m.membership is membership)
+                return Outcome(unchecked=refused, error=error)
             except CommitError as error:
                 self._failures += 1
                 await self._settle()
@@ -110,15 +115,15 @@ class Lane:
                     memory.saved(part)
             return Outcome(saved=tuple(Saved(m, part, written.get(part.partition)) for m, part in frozen))
 
-    def _whose(self, memories: Sequence[Memory]) -> list[Memory]:
-        """Whose parts go now: all that are checked (X4), or, where something keeps failing and no partition is named,
-        one after the other (X11)."""
+    def _whose(self, memories: Sequence[Memory]) -> tuple[list[Memory], int]:
+        """Whose parts go now, and of how many: all that are checked (X4), or, where something keeps failing and no
+        partition is named, one after the other (X11)."""
         checked = [m for m in memories if m.checked and not m.closed]
-        if self._failures < ALONE_AFTER or len(checked) < 2:
-            return checked
-        with_work = [m for m in checked if m.frozen is not None or m.pending] or checked
+        if self._failures < ALONE_AFTER or not checked:
+            return checked, len(checked)
         self._next += 1
-        return [with_work[self._next % len(with_work)]]
+        first = self._next % len(checked)
+        return [*checked[first:], *checked[:first]], 1
 
     def _part(self, memory: Memory, now_ms: int) -> Part | None:
         if memory.frozen is not None:
