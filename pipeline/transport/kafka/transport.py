@@ -166,6 +166,8 @@ class KafkaTransport:
                 )
                 topics = [config.input, config.output, config.dead_letters, config.changelog]
                 await know_leaders(it.writing, topics, self._partitions)
+                # What the group's leader does not know it gives to nobody, until it asks again a minute later.
+                await know_leaders(it.reading, [config.input], self._partitions)
                 await it.topics.begin()
         except BaseException as error:
             await self.stop()
