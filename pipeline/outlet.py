@@ -239,7 +239,6 @@ class Outlet:
             [self._slots.keys[s] for s in slots.tolist()],
             poll.applied[mine],
             rows[mine],
-            self._slots.serial[poll.slots[ended]],
             [poll.keys[i] for i in ended.tolist()],
             poll.offsets[ended],
         )

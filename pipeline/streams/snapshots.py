@@ -63,7 +63,6 @@ class Snapshots:
     applied: I64
     rows: U8
     """``uint8 [n, row_bytes]``."""
-    ended_serials: I64
     ended_keys: list[bytes]
     ended_applied: I64
     tombstones: list[bytes] = field(default_factory=list)
@@ -80,13 +79,13 @@ class Snapshots:
     @staticmethod
     def of(serials: I64, keys: list[bytes], applied: I64, rows: U8) -> Snapshots:
         """Of streams that go on."""
-        return Snapshots(serials, keys, applied, rows, np.empty(0, np.int64), [], np.empty(0, np.int64))
+        return Snapshots(serials, keys, applied, rows, [], np.empty(0, np.int64))
 
     @staticmethod
     def latest(parts: list[Snapshots]) -> Snapshots:
         """What is newest of each stream: the last row of each, none from before its key's end. A stream that had
         several slots meanwhile has a row from each, in order."""
-        if len(parts) == 1 and not len(parts[0].ended_serials):
+        if len(parts) == 1 and not parts[0].ended_keys:
             return parts[0]
         serials = np.concatenate([p.serials for p in parts])
         ended = {k: a for p in parts for k, a in zip(p.ended_keys, p.ended_applied.tolist())}
@@ -104,7 +103,6 @@ class Snapshots:
             [keys[i] for i in last.tolist()],
             applied[last],
             (np.concatenate(rows) if len(rows) > 1 else rows[0])[last],
-            np.concatenate([p.ended_serials for p in parts]),
             [k for p in parts for k in p.ended_keys],
             np.concatenate([p.ended_applied for p in parts]),
             [k for p in parts for k in p.tombstones],

@@ -154,8 +154,7 @@ def _records(view: View, target: _Target, rows: Rows, digest: bytes) -> list[Rec
 
 
 def _snapshots(keys: list[bytes], applied: I64, rows: U8) -> Snapshots:
-    none = np.empty(0, np.int64)
-    return Snapshots(np.arange(len(keys), dtype=np.int64), keys, applied, rows, none, [], none)
+    return Snapshots.of(np.arange(len(keys), dtype=np.int64), keys, applied, rows)
 
 
 def _parts(target: _Target, lot: list[Records], tags: Tags, digest: bytes | None) -> list[Part]:

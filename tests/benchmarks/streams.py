@@ -21,7 +21,6 @@ from pipeline.streams.snapshots import Newest, Snapshots, restore
 from pipeline.streams.tier import Tier
 
 DIGEST = b"12345678"
-NOBODY: I64 = np.empty(0, np.int64)
 STRETCH = 4096
 FEW = (1, 16, 64)
 
@@ -46,7 +45,7 @@ class Bench:
 
     def run(self) -> None:
         print(f"{'':54} {'ms':>10} {'CPU ms':>10}")
-        snapshots = Snapshots(self.applied, self.keys, self.applied, self.rows, NOBODY, [], NOBODY)
+        snapshots = Snapshots.of(self.applied, self.keys, self.applied, self.rows)
         self.show(f"snapshots of {self.n} streams to records", lambda: snapshots.records(DIGEST, 0))
         values = snapshots.records(DIGEST, 0).values
         assert isinstance(values, np.ndarray)

@@ -131,7 +131,7 @@ def test_ended_forgotten_and_damaged_streams_are_told_apart(cluster: Broker, uni
     value = next(r.value for r in read_all(topics.address, topics.changelog) if r.key == b"k1")
     assert value is not None
     none, at = np.empty(0, np.int64), np.array([3])
-    over = Snapshots(none, [], none, np.empty((0, 8), np.uint8), none, [b"k3"], at).records(value[DIGEST], 1_000)
+    over = Snapshots(none, [], none, np.empty((0, 8), np.uint8), [b"k3"], at).records(value[DIGEST], 1_000)
     end = (b"k3", as_list(over.values)[0])
     produce(topics.address, topics.changelog, [(b"k1", value[:-1] + bytes([value[-1] ^ 1])), (b"k2", None), end])
     (p,) = told("state", "inspect", *of(topics))["partitions"]

@@ -37,7 +37,6 @@ def snapshots(live: dict[bytes, tuple[int, int]] | None = None, ended: dict[byte
         list(live),
         np.array([a for _, a in live.values()], np.int64),
         np.array([[s] for s, _ in live.values()], np.uint8).reshape(len(live), 1),
-        np.array([s for s, _ in ended.values()], np.int64),
         list(ended),
         np.array([a for _, a in ended.values()], np.int64),
     )

@@ -30,7 +30,6 @@ def snapshots(
         list(live),
         np.array([a for a, _ in live.values()], np.int64),
         rows,
-        np.arange(len(ended)),
         list(ended),
         np.array(list(ended.values()), np.int64),
         forgotten or [],

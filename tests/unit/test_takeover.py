@@ -31,7 +31,6 @@ def written(live: dict[bytes, int], ended: dict[bytes, int] | None = None, diges
         list(live),
         np.array(list(live.values()), np.int64),
         np.arange(2 * len(live), dtype=np.uint8).reshape(-1, 2),
-        np.arange(len(ended)),
         list(ended),
         np.array(list(ended.values()), np.int64),
     )
@@ -120,7 +119,7 @@ class Overwritten(MemoryTransport):
 
     async def changelog(self, partition, start=0):
         for a in range(200):
-            row = Snapshots(NOBODY, [b"a"], np.array([a]), np.zeros((1, 1_000_000), np.uint8), NOBODY, [], NOBODY)
+            row = Snapshots.of(NOBODY, [b"a"], np.array([a]), np.zeros((1, 1_000_000), np.uint8))
             yield Changelog([b"a"], [bytes(v) for v in row.records(DIGEST, 0).values], np.array([a]), a + 1)
 
 
