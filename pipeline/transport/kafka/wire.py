@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.produce import ProduceRequest_v7
+from aiokafka.protocol.produce import ProduceRequest_v7, ProduceResponse_v7
 from aiokafka.protocol.types import (
     Array,
     Boolean,
@@ -22,6 +22,7 @@ from aiokafka.protocol.types import (
 )
 
 from pipeline.errors import NotAuthorized
+from pipeline.transport.kafka.rows import CompactRows, Numbers, OffsetRows, Rows
 
 _TEXT, _COMPACT, _TAGS = String("utf-8"), CompactString("utf-8"), ("tags", TaggedFields)
 
@@ -89,12 +90,36 @@ class Exactly(Request[S]):
         return request_struct_class(*self._fields)
 
 
+class ProduceResponseV7(ProduceResponse_v7):
+    API_KEY = 0
+    API_VERSION = 7
+    SCHEMA = Schema(
+        (
+            "topics",
+            Array(
+                ("topic", _TEXT),
+                (
+                    "partitions",
+                    Rows(
+                        ("partition", Int32),
+                        ("error_code", Int16),
+                        ("offset", Int64),
+                        ("timestamp", Int64),
+                        ("log_start_offset", Int64),
+                    ),
+                ),
+            ),
+        ),
+        ("throttle_time_ms", Int32),
+    )
+
+
 class ProduceRequestV7(ProduceRequest_v7):
     """aiokafka's, whose encoding copies the batches once; its own copies them at every level of the structure."""
 
     API_KEY = 0
     API_VERSION = 7
-    RESPONSE_TYPE = ProduceRequest_v7.RESPONSE_TYPE
+    RESPONSE_TYPE = ProduceResponseV7
     SCHEMA = ProduceRequest_v7.SCHEMA
 
     def encode(self) -> bytes:
@@ -114,6 +139,36 @@ class Produce(Exactly[ProduceRequestV7]):
     API_KEY = 0
 
 
+class AddPartitionsToTxnResponseV0(Response):
+    API_KEY = 24
+    API_VERSION = 0
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "errors",
+            Array(("topic", _TEXT), ("partition_errors", Rows(("partition", Int32), ("error_code", Int16)))),
+        ),
+    )
+
+
+class AddPartitionsToTxnRequestV0(RequestStruct):
+    API_KEY = 24
+    API_VERSION = 0
+    RESPONSE_TYPE = AddPartitionsToTxnResponseV0
+    SCHEMA = Schema(
+        ("transactional_id", _TEXT),
+        ("producer_id", Int64),
+        ("producer_epoch", Int16),
+        ("topics", Array(("topic", _TEXT), ("partitions", Numbers()))),
+    )
+
+
+class AddPartitionsToTxn(Exactly[AddPartitionsToTxnRequestV0]):
+    """What the transaction is about to write to."""
+
+    API_KEY = 24
+
+
 class TxnOffsetCommitResponseV3(Response):
     API_KEY = 28
     API_VERSION = 3
@@ -123,7 +178,7 @@ class TxnOffsetCommitResponseV3(Response):
             "topics",
             CompactArray(
                 ("topic", _COMPACT),
-                ("partitions", CompactArray(("partition", Int32), ("error_code", Int16), _TAGS)),
+                ("partitions", CompactRows(("partition", Int32), ("error_code", Int16))),
                 _TAGS,
             ),
         ),
@@ -150,7 +205,7 @@ class TxnOffsetCommitRequestV3(RequestStruct):
                 ("topic", _COMPACT),
                 (
                     "partitions",
-                    CompactArray(
+                    OffsetRows(
                         ("partition", Int32), ("offset", Int64), ("leader_epoch", Int32), ("metadata", _COMPACT), _TAGS
                     ),
                 ),

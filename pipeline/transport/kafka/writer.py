@@ -12,12 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka.errors import KafkaError
-from aiokafka.protocol.transaction import (
-    AddOffsetsToTxnRequest,
-    AddPartitionsToTxnRequest,
-    EndTxnRequest,
-    InitProducerIdRequest,
-)
+from aiokafka.protocol.transaction import AddOffsetsToTxnRequest, EndTxnRequest, InitProducerIdRequest
 
 from pipeline.columns import Membership, Part, Records
 from pipeline.errors import CommitError, ConfigError, GroupRefused, NotAuthorized, OutcomeUnknown, PartRefused
@@ -129,7 +124,7 @@ class Writer:
         who = (self.lane, *self._sender.producer)
         adding = [self._ask(AddOffsetsToTxnRequest(*who, membership.group), "AddOffsetsToTxn")]
         if by_topic:
-            adding.append(self._ask(AddPartitionsToTxnRequest(*who, list(by_topic.items())), "AddPartitionsToTxn"))
+            adding.append(self._ask(wire.AddPartitionsToTxn(*who, list(by_topic.items())), "AddPartitionsToTxn"))
         opening = asyncio.ensure_future(all_of(*adding))
         try:
             await asyncio.sleep(0)  # the requests are on their way while the batches are built
