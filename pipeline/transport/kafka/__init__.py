@@ -1,10 +1,11 @@
 """The transport over a real Apache Kafka, on aiokafka's client and group membership.
 
-``transport`` puts the pieces together; ``reader`` is the group member, ``columns`` what it fetches; ``writer`` the
-lane's transactions, ``publisher`` what goes outside of them, ``sender`` the batches of both, ``records`` their bytes;
-``logs`` ranges and changelogs, ``dead_owners`` who holds them back; ``topics`` what must exist before anything runs,
-``topic_watch`` whether it still does; ``client`` one bounded connection to the cluster, ``wire`` and ``inquiries`` the
-requests aiokafka lacks.
+``transport`` puts the pieces together. To read: ``reader`` is the group member, ``columns`` what it fetches; ``logs``
+ranges and changelogs, ``fetching`` their bytes, ``stretches`` their columns. To write: ``writer`` the lane's
+transactions, ``publisher`` what goes outside of them, ``sender`` the batches of both, ``records`` their bytes. To ask:
+``groups`` offsets and members, ``dead_owners`` who holds others back, ``topics`` what must exist before anything runs,
+``topic_watch`` whether it still does. Beneath: ``client`` is one bounded connection to the cluster; ``wire``,
+``inquiries`` and ``rows`` the requests that aiokafka lacks.
 
 What is used of aiokafka beyond its public interface (``tests/kafka/test_insides.py`` holds it)::
 
@@ -19,5 +20,5 @@ What is used of aiokafka beyond its public interface (``tests/kafka/test_insides
                 _coordination_task, _heartbeat_task, _commit_refresh_task, _closing
     state       SubscriptionState: subscribe, pause, resume, subscription.assignment, reassignment_in_progress
     protocol    protocol.api, protocol.types and the requests of protocol.{admin,fetch,offset,produce,transaction}
-    record      DefaultRecordBatchBuilder, MemoryRecords, util.calc_crc32c; codec
+    record      DefaultRecordBatch, DefaultRecordBatchBuilder, MemoryRecords, control_record, util.calc_crc32c; codec
 """
