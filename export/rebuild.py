@@ -15,7 +15,7 @@ from export.commands import add_export_parser, add_train_parser
 from pipeline.errors import UserError
 
 RECIPES = {
-    "language": ("language", ""),
+    "language": ("language --epochs 24", ""),
     "python-reference": ("text", ""),
     "python-reference-subword": (
         "text --unit tokens --vocabulary 512 --layers 1 --units 512 --embedding 128 --lanes 16 --window 32"
