@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.columns import I64, U8, Changelog
+from pipeline.columns import U8, Changelog
 from pipeline.streams.local_copy import LocalCopy, Source
 from pipeline.streams.snapshots import Newest, Snapshots, restore
 from pipeline.streams.tier import Tier
