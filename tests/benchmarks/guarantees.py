@@ -23,7 +23,7 @@ import numpy as np
 
 from services.embedded import Broker
 from tests.benchmarks.load import Load, committed, fill, pace, producer
-from tests.benchmarks.peers import Eddy, Place, drain, make_topics, paced, remove_topics, running
+from tests.benchmarks.peers import Eddy, Place, cpu_s, drain, make_topics, paced, remove_topics, running
 from tests.benchmarks.throughput import export_model, machine, say
 
 HEARTBEAT_MS = 1000
@@ -113,17 +113,28 @@ class Bench:
         if source == f"in-{self.made}":
             remove_topics(address, source)
 
+    def _broker_s(self) -> float:
+        """CPU seconds of the broker so far."""
+        pid = self.broker.pid
+        if pid is None:
+            raise RuntimeError("the broker has ended")
+        return cpu_s(pid)
+
     def throughput(self) -> None:
         load = Load(self.a.streams, self.a.records)
         make_topics(self.broker.address, 4, "backlog")
         fill(self.broker.address, "backlog", load)
-        rates = defaultdict(list)
+        rates, cpu = defaultdict(list), defaultdict(list)
         for i in range(self.a.rounds):
             for kind in in_turn((Eddy, AtLeastOnce), i):
                 with self.place(source="backlog") as place:
-                    rates[kind].append(drain(kind, place, load.records, self.broker.pid).steps_per_s)
+                    done = drain(kind, place, load.records, self.broker.pid)
+                    rates[kind].append(done.steps_per_s)
+                    cpu[kind].append(done.cpu_s_per_million)
         ratios = [a / b for a, b in zip(rates[Eddy], rates[AtLeastOnce])]
         self.found["throughput, exactly once / at least once"] = spread(ratios)
+        more = [a / b for a, b in zip(cpu[Eddy], cpu[AtLeastOnce])]
+        self.found["the worker's CPU a record, exactly once / at least once"] = spread(more)
         self.found["records/s, exactly once"] = spread(rates[Eddy])
 
     def latency(self) -> None:
@@ -219,45 +230,59 @@ class Bench:
                 pace_into(place, load, rate)
                 seen.until(streams + load.records, 120)
                 peer.kill()
-                took = []
-                for _ in range(3):
+                took, cpu, broker = [], [], []
+                for _ in range(self.a.rounds):
                     fill(place.address, place.source, Load(1000, 1000))
                     peer = Eddy(place, *more)
+                    say(f"the worker that takes over has its pages at {peer.url}")
                     peer.wait_for("assigned partitions")
-                    assigned = time.monotonic()
+                    assigned, before, beside = time.monotonic(), peer.cpu_s(), self._broker_s()
                     took.append(seen.first_after(assigned) - assigned)
+                    cpu.append(peer.cpu_s() - before)
+                    broker.append(self._broker_s() - beside)
+                    say(f"took over in {took[-1]:.2f} s, {cpu[-1]:.2f} s of CPU, {broker[-1]:.2f} s of the broker's")
                     peer.wait_ready()
                     restored = peer.counters()["restored_snapshots_total"]
                     peer.kill()
                 seen.close()
                 self.found[f"takeover of {restored:,.0f} streams, s, {name}"] = spread(took)
+                self.found[f"the worker's CPU for it, s, {name}"] = spread(cpu)
+                self.found[f"the broker's CPU for it, s, {name}"] = spread(broker)
 
     def join(self) -> None:
-        """Two workers, a third joins: the longest pause of partitions that stay where they are."""
-        pauses = []
+        """Two workers, a third joins, and leaves in order: the longest pause of partitions that stay, and of those
+        that the third one had."""
+        joined, left = [], []
         for _ in range(self.a.rounds):
             with self.place(12) as place:
                 seen = Seen(place.address, place.target, place.partitions)
                 peers = [Eddy(place, "--worker-id", f"w{i}") for i in range(2)]
                 for peer in peers:
                     peer.wait_ready()
-                rate = 2000
-                feeder = threading.Thread(target=pace_into, args=(place, Load(self.a.streams, rate * 15), rate))
+                rate, seconds = 2000, 30
+                load = Load(self.a.streams, rate * seconds)
+                feeder = threading.Thread(target=pace_into, args=(place, load, rate))
                 feeder.start()
                 seen.until(4 * rate, 60)
                 before = [peer.last_assignment() for peer in peers]
                 began = time.monotonic()
-                peers.append(Eddy(place, "--worker-id", "w2"))
-                peers[2].wait_for("assigned partitions")
-                feeder.join()
-                seen.until(rate * 15, 60)
+                third = Eddy(place, "--worker-id", "w2")
+                third.wait_ready()
                 kept = {p for peer, had in zip(peers, before) for p in had & peer.last_assignment()}
-                gaps = [longest_gap(seen.times[p], began) for p in kept]
-                pauses.append(max(gaps))
+                its = third.last_assignment()
+                seen.until(seen.count + 2 * rate, 60)
+                leaving = time.monotonic()
+                third.end()
+                feeder.join()
+                seen.until(load.records, 60)
+                joined.append(max(longest_gap(seen.times[p], began, leaving) for p in kept))
+                left.append(max(longest_gap(seen.times[p], leaving) for p in its))
+                say(f"paused {joined[-1]:.2f} s at the join, {left[-1]:.2f} s when it left")
                 seen.close()
                 for peer in peers:
                     peer.end()
-        self.found[f"longest pause of kept partitions at a join, s (heartbeat {HEARTBEAT_MS} ms)"] = spread(pauses)
+        self.found[f"longest pause of kept partitions at a join, s (heartbeat {HEARTBEAT_MS} ms)"] = spread(joined)
+        self.found["longest pause of a leaving worker's partitions, s"] = spread(left)
 
 
 WHAT: dict[str, Callable[[Bench], None]] = {
@@ -297,8 +322,8 @@ def fill_each(place: Place, load: Load) -> None:
     feeder.flush(60)
 
 
-def longest_gap(times: list[float], after: float) -> float:
-    at = np.array([t for t in times if t >= after - 0.5])
+def longest_gap(times: list[float], after: float, before: float = float("inf")) -> float:
+    at = np.array([t for t in times if after - 0.5 <= t < before])
     return float(np.diff(at).max()) if len(at) > 1 else float("inf")
 
 
