@@ -166,9 +166,7 @@ class Records:
     @property
     def value_bytes(self) -> int:
         """Sum of the values' lengths, bytes."""
-        if isinstance(self.values, np.ndarray):
-            return int(self.values.size)
-        return sum(len(v) for v in self.values if v is not None)
+        return bytes_of(self.values)
 
     @staticmethod
     def none() -> Records:
@@ -198,6 +196,13 @@ class Records:
         )
         timestamps = np.concatenate([p.timestamps for p in parts])
         return Records(keys, values, timestamps, first.constant, columns, extra)
+
+
+def bytes_of(values: Values) -> int:
+    """Sum of their lengths, bytes."""
+    if isinstance(values, np.ndarray):
+        return int(values.size)
+    return sum(len(v) for v in values if v is not None)
 
 
 def as_list(values: Values) -> list[bytes | None]:
@@ -282,3 +287,10 @@ class Changelog:
     """int64 ``[n]``, ascending, not necessarily dense."""
     next_offset: int
     """Where a reading goes on: above it is what this stretch has not told of."""
+    log_end: int = 0
+    """What the reading goes up to, where it has an end; 0: not known."""
+
+    @property
+    def value_bytes(self) -> int:
+        """Sum of the values' lengths, bytes."""
+        return bytes_of(self.values)

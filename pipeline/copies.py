@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.columns import Changelog, Records
 from pipeline.errors import CommitError, LocalCopyFailed, TakeoverError
 from pipeline.metrics import Metrics
+from pipeline.reading import Reading
 from pipeline.streams.local_copy import LocalCopy, Source
 from pipeline.streams.snapshots import Newest
 from pipeline.transport.base import Transport, Written
@@ -83,8 +84,9 @@ class Copies:
         kept = await self._open(partition)
         if kept is None:
             newest = Newest(row_bytes)
-            async for stretch in self._transport.changelog(partition):
-                newest.add(stretch)
+            with self._reading(partition, newest) as reading:
+                async for stretch in self._transport.changelog(partition):
+                    reading.add(stretch)
             return newest
         await self._stop_catching_up(kept)
         async with self._turn(kept):
@@ -96,14 +98,22 @@ class Copies:
 
     async def _read(self, partition: int, kept: _Kept, row_bytes: int) -> Newest | None:
         """None: the copy was void or is lost; to be read again."""
-        began = time.perf_counter()
         newest = Newest(row_bytes, min(kept.copy.nbytes, ROOM_BYTES))
+        with self._reading(partition, newest) as reading:
+            return newest if await self._read_into(partition, kept, newest, reading) else None
+
+    def _reading(self, partition: int, newest: Newest) -> Reading:
+        return Reading(partition, newest, self._metrics, asyncio.get_running_loop().time)
+
+    async def _read_into(self, partition: int, kept: _Kept, newest: Newest, reading: Reading) -> bool:
+        """False: see ``_read``."""
+        began = time.perf_counter()
         kept.in_step = False
         try:
-            await _on_a_thread(lambda: _load(kept.copy, newest))
+            await on_a_thread(lambda: _load(kept.copy, reading))
         except LocalCopyFailed as error:
             self._failed(partition, error)
-            return None
+            return False
         kept.known, start = True, kept.copy.next_offset
         if len(newest):
             log.info(
@@ -112,16 +122,16 @@ class Copies:
             )
         try:
             async for stretch in self._transport.changelog(partition, start):
-                newest.add(stretch)
+                reading.add(stretch)
                 self._append(partition, kept, stretch)
         except TakeoverError as error:
             if not start:
                 raise
             # It is longer than the log, or the log is damaged behind it: what the log itself says counts.
             self._begin_anew(partition, kept, str(error))
-            return None
+            return False
         self._confirm(partition, kept)
-        return newest
+        return True
 
     # ---- what is committed
 
@@ -250,7 +260,7 @@ class Copies:
             if kept.known or not self._is(partition, kept):
                 return
             try:
-                await _on_a_thread(lambda: _run_out(kept.copy.read()))
+                await on_a_thread(lambda: _run_out(kept.copy.read()))
             except LocalCopyFailed as error:
                 self._failed(partition, error)
             kept.known = True
@@ -303,7 +313,7 @@ class Copies:
     async def _rewrite(self, partition: int, kept: _Kept) -> None:
         async with self._turn(kept):
             try:
-                rewritten = await _on_a_thread(kept.copy.rewrite)
+                rewritten = await on_a_thread(kept.copy.rewrite)
             except LocalCopyFailed as error:
                 self._metrics.error(error)
                 log.warning("partition %d: %s", partition, error)
@@ -372,9 +382,9 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _load(copy: LocalCopy, newest: Newest) -> None:
+def _load(copy: LocalCopy, reading: Reading) -> None:
     for stretch in copy.read():
-        newest.add(stretch)
+        reading.add(stretch)
 
 
 def _run_out(stretches: Iterable[Changelog]) -> None:
@@ -382,7 +392,7 @@ def _run_out(stretches: Iterable[Changelog]) -> None:
         pass
 
 
-async def _on_a_thread(call: Callable[[], Result]) -> Result:
+async def on_a_thread(call: Callable[[], Result]) -> Result:
     """Not before it is done does a cancellation come through: nobody else must touch what it works on."""
     future = asyncio.get_running_loop().run_in_executor(None, call)
     try:

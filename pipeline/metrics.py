@@ -135,6 +135,8 @@ class Metrics:
         self._takeovers = self._counter("takeovers", "Partitions made this worker's own")
         self._takeover_time = self._histogram("takeover_seconds", "From assigned to running, per partition", TAKEOVER_S)
         self._restored = self._counter("restored_snapshots", "Snapshots read back by takeovers")
+        self._read_bytes = self._counter("restore_bytes", "Bytes of snapshots that takeovers read, superseded ones too")
+        self._to_read = self._gauge("restore_left_records", "Changelog records that takeovers have yet to read")
         self._skipped = self._counter("skipped_records", "Records not applied: a restored snapshot holds them already")
         self._replayed = self._counter("replayed_records", "Records applied again although they were done")
         self._commit_failures = self._counter("commit_failures", "Transactions that did not succeed", "kind")
@@ -243,6 +245,11 @@ class Metrics:
         self._takeovers.inc()
         self._takeover_time.observe_many(seconds)
         self._restored.inc(restored)
+
+    def reading(self, nbytes: int, left_change: int) -> None:
+        """A takeover has read on: ``nbytes`` of values, and by how much what is left to read has changed, records."""
+        self._read_bytes.inc(nbytes)
+        self._to_read.inc(left_change)
 
     def replay(self, *, skipped: int = 0, replayed: int = 0) -> None:
         """Fetched below what is done: ``skipped`` for their snapshot holds them, ``replayed`` for none does."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from pipeline.columns import I64, IMPORTING, U8, Bools, Committed, Membership
-from pipeline.copies import Copies
+from pipeline.copies import Copies, on_a_thread
 from pipeline.errors import SlotsExhausted, TakeoverError
 from pipeline.mark import MARK_VERSION, Mark, Run, contains, stable_tag
 from pipeline.partition import Memory
@@ -73,7 +74,9 @@ async def read(
         # 4. What the input still holds.
         log_range = (await transport.log_ranges([partition]))[partition]
         mark = Mark.decode(committed.metadata) if committed is not None else None
-        return Found(partition, committed, mark, log_range, restore(newest, digest))
+        # The sums of many snapshots take long: the others' records and the heartbeats go on beside it.
+        restored = await on_a_thread(partial(restore, newest, digest))
+        return Found(partition, committed, mark, log_range, restored)
 
 
 def check(found: Found, digest: bytes, *, resets: bool = False) -> Start | None:

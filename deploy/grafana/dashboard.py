@@ -180,6 +180,12 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Errors", "cps", [(rate("eddy_errors_total", "model, kind"), "{{model}} {{kind}}")]),
         Panel("Takeovers", "cps", [(rate("eddy_takeovers_total", "instance"), "{{instance}}")]),
         Panel("Takeover time", "s", quantiles("eddy_takeover_seconds", 0.5, 0.99), "From assigned to running."),
+        Panel(
+            "Left to restore",
+            "short",
+            [(total("eddy_restore_left_records", "instance"), "{{instance}}")],
+            "Changelog records that takeovers have yet to read.",
+        ),
         Panel("Snapshots restored", "cps", [(rate("eddy_restored_snapshots_total"), MODEL)], "Read back by takeovers."),
     ],
     "Processes": [

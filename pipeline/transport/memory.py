@@ -270,7 +270,9 @@ class MemoryTransport:
             raise TakeoverError(partition, f"the changelog ends at {end}, before {start}: it was made anew")
         if start < end:
             entries = log[start:end]
-            yield Changelog([e.key or b"" for e in entries], [e.value for e in entries], np.arange(start, end), end)
+            yield Changelog(
+                [e.key or b"" for e in entries], [e.value for e in entries], np.arange(start, end), end, end
+            )
 
     async def follow(self, partitions: Mapping[int, int]) -> AsyncIterator[tuple[int, Changelog]]:
         positions = dict(partitions)

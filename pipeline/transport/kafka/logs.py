@@ -79,8 +79,9 @@ async def read_changelog(
     fetcher: LogFetcher | None = None,
 ) -> AsyncIterator[Changelog]:
     """A changelog; see ``read_log``. ``fetcher``: of this topic, for many partitions at once."""
-    async for fetched in _read(client, topic, partition, start, patience_s, owners, fetcher):
+    async for fetched, log_end in _read(client, topic, partition, start, patience_s, owners, fetcher):
         for stretch in _stretches(topic, partition, fetched):
+            stretch.log_end = log_end
             yield stretch
 
 
@@ -137,7 +138,7 @@ async def read_log(client: Client, topic: str, partition: int, start: int, patie
     ends are not told, NotAuthorized, and TakeoverError for what no repetition helps.
     """
     place = TopicPartition(topic, partition)
-    async for fetched in _read(client, topic, partition, start, patience_s, None, None):
+    async for fetched, _ in _read(client, topic, partition, start, patience_s, None, None):
         position, aborted = fetched.position, list(fetched.aborted)
         try:
             while position < fetched.next_offset:  # once, or again up to a damaged batch
@@ -163,8 +164,8 @@ async def _read(
     patience_s: float,
     owners: DeadOwners | None,
     fetcher: LogFetcher | None,
-) -> AsyncIterator[Fetched]:
-    """``owners``: told while an open transaction holds the log back (X9)."""
+) -> AsyncIterator[tuple[Fetched, int]]:
+    """What was fetched, and the watermark. ``owners``: told while an open transaction holds the log back (X9)."""
     # Read uncommitted: behind an open transaction of a dead owner there may be snapshots that count.
     ends, starts = await asyncio.gather(
         offsets_at(client, topic, [partition], LATEST, committed=False),
@@ -199,7 +200,7 @@ async def _read(
             else:
                 _check(topic, partition, fetched.code)
                 position, heard, watch = fetched.next_offset, clock(), None
-                yield fetched
+                yield fetched, watermark
     finally:
         fetching.shut(cursor)
         if fetcher is None:
