@@ -223,7 +223,9 @@ class Ownership:
     def trouble(self, partition: int, error: TakeoverError) -> None:
         """It can be fetched no longer: another takeover tells whether that is so, and names what it finds (X10)."""
         self._metrics.error(error)
-        if self.failed_run(partition) > CHECK_TRIES:
+        if partition not in self._owned:
+            log.error("%s", error)  # one beyond those that the output has
+        elif self.failed_run(partition) > CHECK_TRIES:
             self.halt(partition, str(error))
         else:
             self.retake(partition, str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -38,6 +38,8 @@ class Chaos:
     sent: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the workers, by chance."""
+    said: Sequence[tuple[str, dict[str, Any]]] = ()
+    """All that workers logged."""
 
     def __str__(self) -> str:
         said = ", ".join(f"{what} {n}" for what, n in sorted(self.counts.items()))
@@ -150,7 +152,7 @@ def disturb(
         reader.close()
         eventually(settled, PEACE_S, "what was answered is saved")
         scene.close()
-    return Chaos(seed, scene.counts, took, peace, sent, chosen)
+    return Chaos(seed, scene.counts, took, peace, sent, chosen, scene.past)
 
 
 def run(broker: Broker, topics: Topics, model: Path, seed: int, seconds: float, zombies: int) -> Report:
@@ -158,4 +160,7 @@ def run(broker: Broker, topics: Topics, model: Path, seed: int, seconds: float, 
     chaos = disturb(broker, topics, model, seed, seconds, zombies)
     verdict = judge_hash(topics)
     assert verdict.inputs == chaos.sent
+    if not verdict.clean:
+        for worker_id, line in sorted(chaos.said, key=lambda said: said[1].get("time", "")):
+            print(line.get("time", ""), worker_id, line["message"])
     return Report(chaos, verdict)

@@ -61,6 +61,8 @@ class Scene:
         self.regulars = [worker(f"worker-{i}") for i in range(regulars)]
         self.guests = [worker(f"guest-{i}") for i in range(guests)]
         self.counts: Counter[str] = Counter()
+        self.past: list[tuple[str, dict[str, Any]]] = []
+        """What lives that are over have said: worker and line."""
         self.transactions = Transactions(broker.address)
         self.partitions = range(topics.partitions)
         group = f"{topics.input}-g"
@@ -143,6 +145,7 @@ class Scene:
             self.counts["takeovers"] += " runs from offset " in line["message"]
             self.counts["refused by the group"] += "refused the membership" in line["message"]
             self.counts["failed commits"] += line["message"].startswith("commit failed")
+        self.past += [(worker.worker_id, line) for line in worker.lines]
         worker.lines = []
 
     def note(self, worker: Worker) -> None:

@@ -97,15 +97,18 @@ def _judge_stream(
     """``outputs`` in the order of their topic; ``right`` by the input's offset."""
     sources = [r.source[1] for r in outputs]
     known = set(sources) & right.keys()
-    for name, count in (
-        ("lost", len(right) - len(known)),
-        ("repeated", len(sources) - len(set(sources))),
-        ("out_of_order", sum(a > b for a, b in pairwise(sources))),
-        ("strange", len(set(sources)) - len(known)),
+    wheres: defaultdict[int, list[int]] = defaultdict(list)
+    for record, source in zip(outputs, sources):
+        wheres[source].append(record.offset)
+    for name, count, which in (
+        ("lost", len(right) - len(known), sorted(right.keys() - known)),
+        ("repeated", len(sources) - len(wheres), {s: at for s, at in wheres.items() if len(at) > 1}),
+        ("out_of_order", sum(a > b for a, b in pairwise(sources)), [(a, b) for a, b in pairwise(sources) if a > b]),
+        ("strange", len(wheres) - len(known), sorted(wheres.keys() - known)),
     ):
         if count:
             setattr(verdict, name, getattr(verdict, name) + count)
-            verdict.first.append(f"{name}: {count} of {stream}, outputs of {sources[:40]}, inputs {list(right)[:40]}")
+            verdict.first.append(f"{name}: {count} of {stream}, inputs {list(right)[:40]}: {str(which)[:400]}")
     for record, source in zip(outputs, sources):
         if source not in right:
             continue

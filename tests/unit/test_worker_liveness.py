@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.errors import OutcomeUnknown
+from pipeline.errors import OutcomeUnknown, TakeoverError
 from pipeline.metrics import Metrics
 from pipeline.model_file import load_graph, read_contract
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
@@ -191,3 +191,13 @@ async def test_a_takeover_of_more_streams_than_slots_keeps_the_rest_in_the_host_
         await until(broker, task, lambda: counted(broker) == 6)
     want = rolling_hash_reference(np.array([1, 2])).tolist()
     assert outputs(broker) == {b"old0": want, b"old1": want, b"new": want}
+
+
+async def test_a_partition_that_no_worker_can_have_is_named_in_the_log(hash_model, caplog):
+    broker = new_broker()
+    worker, _ = made_over(MemoryTransport, broker, hash_model)
+    async with running(worker):
+        await soon(lambda: worker.ready)
+        worker.on_trouble(9, TakeoverError(9, "the input has grown"))
+        assert "partition 9: the input has grown" in caplog.text
+        assert worker.ready
