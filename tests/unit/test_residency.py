@@ -275,8 +275,7 @@ async def test_a_thousand_streams_on_64_slots_are_the_same_as_on_a_thousand(hash
             await until(broker, task, lambda n=enough: counted(broker) >= n)
         assert worker._residency.evicted > 500
     check(broker, sent)
-    assert b"" not in {e.key for _, _, e in broker.records("g-in-changelog")}
-    newest = {e.key: e.value for _, _, e in broker.records("g-in-changelog")}
+    newest = {e.key: e.value for _, _, e in broker.records("g-in-changelog") if e.value is not None}
     offsets = defaultdict(int)
     for _, o, e in broker.records("in"):
         offsets[e.key] = o

@@ -61,8 +61,9 @@ class Log:
                 self.shown.add((p, offset))
         applied = self.applied.setdefault(p, {})
         for key, value in zip(part.snapshots.keys, as_list(part.snapshots.values)):
-            assert key, "a stream has a key"
             if value is None:
+                if not key and len(marks) == 1:
+                    continue  # it says that the group has begun
                 a = applied.pop(key)
                 assert mark.replay_from > a, "no replay comes to a stream that is forgotten (X12)"
                 self.tombstones.append((p, key))
