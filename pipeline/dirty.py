@@ -67,6 +67,10 @@ class Dirty:
             heapq.heapreplace(self._heap, (now, made, chunk))
         return None
 
+    def not_before_s(self) -> float | None:
+        """No stream is dirty since before that; maybe none since then, either. Costs nothing, unlike ``since_s``."""
+        return self._queue[0].since_s if self._queue else None
+
     def since_s(self) -> float | None:
         """Since when the stream that is dirty for longest is so."""
         while self._queue:

@@ -43,10 +43,15 @@ class SnapshotPolicy:
         self._then_s = now_s
         before_s = now_s if everything else now_s - self.interval_s
         rows = int((self._most if everything else self._allowance) // self._row_bytes)
-        waiting = [(since, i) for i, m in enumerate(memories) if (since := m.dirty.since_s()) is not None]
+        waiting = []
+        for i, memory in enumerate(memories):
+            if (since := memory.dirty.not_before_s()) is None or since > before_s:
+                continue  # of many partitions few have something due: the others are not looked into
+            if (since := memory.dirty.since_s()) is not None and since <= before_s:
+                waiting.append((since, i))
         found = []
-        for since, i in sorted(waiting):
-            if since > before_s or rows <= 0:
+        for _, i in sorted(waiting):
+            if rows <= 0:
                 break
             slots = memories[i].dirty.oldest(before_s, rows)
             if len(slots):
@@ -59,5 +64,11 @@ class SnapshotPolicy:
         """When something will be due, at the earliest."""
         if not self.interval_s:
             return None
-        since = [s for m in memories if (s := m.dirty.since_s()) is not None]
-        return max(min(since) + self.interval_s, self._look_s) if since else None
+        bounds = [(bound, i) for i, m in enumerate(memories) if (bound := m.dirty.not_before_s()) is not None]
+        first: float | None = None
+        for bound, i in sorted(bounds):
+            if first is not None and bound >= first:
+                break
+            since = memories[i].dirty.since_s()
+            first = since if first is None or (since is not None and since < first) else first
+        return max(first + self.interval_s, self._look_s) if first is not None else None

@@ -52,7 +52,9 @@ class Model:
     def check(self, most: int, age: float) -> None:
         first = min((offset for offset, _ in self.want.values()), default=None)
         assert self.dirty.lowest() == first, "what holds R"
-        assert self.dirty.since_s() == min((since for _, since in self.want.values()), default=None)
+        since, bound = min((since for _, since in self.want.values()), default=None), self.dirty.not_before_s()
+        assert since is None or (bound is not None and bound <= since)
+        assert self.dirty.since_s() == since
         before_s = self.now_s - age
         due = sorted(since for _, since in self.want.values() if since <= before_s)
         found = self.dirty.oldest(before_s, most).tolist()
