@@ -21,7 +21,8 @@ from pipeline.columns import Changelog, Records
 from pipeline.errors import CommitError, LocalCopyFailed, TakeoverError
 from pipeline.metrics import Metrics
 from pipeline.reading import Reading
-from pipeline.streams.local_copy import LocalCopy, Source
+from pipeline.shelf import Shelf
+from pipeline.streams.local_copy import LocalCopy
 from pipeline.streams.snapshots import Newest
 from pipeline.transport.base import Transport, Written
 
@@ -34,8 +35,6 @@ ROOM_BYTES = 1 << 30
 """Addresses for what a copy may hold are reserved at once up to here; beyond, as it turns out to be needed."""
 CONFIRM_S = 3600.0
 """What has heard of no commit for so long asks the changelog whether there was none."""
-FAILED_S = 600.0
-"""Where a copy could not be kept (a full disk), it is tried again after so long."""
 
 Result = TypeVar("Result")
 
@@ -66,14 +65,12 @@ class Copies:
     """See the module. ``directory`` None: there are none, and everything is read from the changelog."""
 
     def __init__(self, directory: Path | None, group: str, topic: str, transport: Transport, metrics: Metrics) -> None:
-        self._directory, self._group, self._topic = directory, group, topic
+        self._shelf = Shelf(directory, group, topic, transport, metrics, lambda: asyncio.get_running_loop().time())
         self._transport, self._metrics = transport, metrics
         self._kept: dict[int, _Kept] = {}
         self._owned: frozenset[int] = frozenset()
         self._standby: frozenset[int] = frozenset()
-        self._retention_ms: int | None = None
         self._catching_up: set[asyncio.Task[None]] = set()
-        self._failed_s: dict[int, float] = {}
         self._loading = asyncio.Lock()
         """One partition after the other: together none would run before the last."""
 
@@ -195,7 +192,7 @@ class Copies:
     async def tend(self) -> None:
         """For as long as it may: opens what another process had, catches up where commits were missed, drops what is
         superseded."""
-        while self._directory is not None:
+        while True:
             for task in [t for t in self._catching_up if t.done()]:
                 self._catching_up.discard(task)
                 if not task.cancelled():
@@ -219,44 +216,13 @@ class Copies:
             self._drop(partition)
 
     async def _open(self, partition: int) -> _Kept | None:
-        """None where there can be none now: no directory, another process has it, the disk is full, or what would
-        make it void cannot be told."""
-        if self._directory is None or not await self._can_be_told():
+        """None where there can be none now."""
+        if not await self._shelf.usable():
             return None
         kept = self._kept.get(partition)
-        now_s = asyncio.get_running_loop().time()
-        if kept is not None or now_s - self._failed_s.get(partition, -FAILED_S) < FAILED_S:
-            return kept
-        source = Source(self._group, self._topic, self._transport.changelog_id, partition)
-        try:
-            copy = LocalCopy.open(self._directory, source)
-            if copy is None:
-                return None
-            if copy.expired(_now_ms(), self._retention_ms or 0):
-                log.info("partition %d: the local copy is too old, the whole changelog is read", partition)
-                copy.reset()
-        except LocalCopyFailed as error:
-            self._failed(partition, error)
-            return None
-        kept = self._kept[partition] = _Kept(copy)
+        if kept is None and (copy := self._shelf.open(partition, _now_ms())) is not None:
+            kept = self._kept[partition] = _Kept(copy)
         return kept
-
-    async def _can_be_told(self) -> bool:
-        """Whether the topic is still the same one, and how long it keeps tombstones."""
-        if self._retention_ms is None:
-            try:
-                asked = await self._transport.changelog_retention_ms()
-            except CommitError as error:
-                log.info("no local copies yet: %s", error)
-                return False
-            self._retention_ms = asked if any(self._transport.changelog_id) else 0
-            if not self._retention_ms:
-                log.warning(
-                    "no local copies: the cluster does not tell the id of %s or its delete.retention.ms (allow"
-                    " DescribeConfigs on the topic)",
-                    self._topic,
-                )
-        return self._retention_ms > 0
 
     async def _know(self, partition: int, kept: _Kept) -> None:
         async with self._turn(kept):
@@ -360,9 +326,7 @@ class Copies:
             self._failed(partition, error)
 
     def _failed(self, partition: int, error: LocalCopyFailed) -> None:
-        self._metrics.error(error)
-        log.error("partition %d: %s", partition, error)
-        self._failed_s[partition] = asyncio.get_running_loop().time()
+        self._shelf.failed(partition, error)
         self._drop(partition)
 
     def _let_go(self) -> None:
