@@ -16,7 +16,7 @@ from pipeline.mark import Mark
 from pipeline.transport.base import Written
 from tests.models import rolling_hash_reference
 from tests.unit.test_replay import Traffic, value
-from tests.unit.test_worker import counted, hash_model, new_broker, outputs, running, until
+from tests.unit.test_worker import PARTITIONS, counted, hash_model, new_broker, outputs, running, until
 from tests.unit.watched import Log, Watched, killed, made_watched
 
 __all__ = ["hash_model"]
@@ -267,6 +267,34 @@ async def test_at_least_once_shows_outputs_before_the_part_and_counts_each_recor
         broker.produce("in", 0, b"a", value(2))
         await until(broker, task, lambda: broker.groups["g"].offsets[0].offset == 2)
     assert without_repeats(broker) == {b"a": rolling_hash_reference(np.array([1, 2])).tolist()}
+
+
+async def test_at_least_once_shows_again_only_what_another_worker_does_again(hash_model):
+    """A transaction that fails costs no second publishing: the part is sent again without what is out."""
+    broker = new_broker()
+    log = Log(broker)
+    log.exactly_once = False
+    worker, transport = made_watched(log, hash_model, kind=PartsLost, processing_guarantee="at_least_once")
+    async with running(worker) as task:
+        await ready(worker)
+        await until(broker, task, lambda: len(broker.groups["g"].offsets) == PARTITIONS)
+        broker.produce("in", 0, b"a", value(1))
+        await until(broker, task, lambda: broker.groups["g"].offsets[0].offset == 1)
+    assert transport.lost == 2
+    assert counted(broker) == 1
+
+
+class PartsLost(Watched):
+    """The first two transactions that make something done are lost."""
+
+    lost = 0
+
+    async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
+        if self.lost < 2 and any(len(p.asked_ms) for p in parts):
+            self.lost += 1
+            self._settled = False
+            raise OutcomeUnknown("lost")
+        return await super().commit(membership, parts)
 
 
 async def test_at_least_once_through_failures_and_deaths(hash_model):

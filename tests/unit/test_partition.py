@@ -356,6 +356,24 @@ def test_a_stream_that_began_again_before_its_end_was_saved_is_not_forgotten():
     assert b"a" not in life.commit()[1]
 
 
+@pytest.mark.parametrize("where", ["arena", "tier"])
+def test_a_stream_that_goes_on_is_not_forgotten_for_its_last_end(where):
+    life = Life()
+    life.record(b"slow")
+    life.record(b"a")
+    life.end(b"a")
+    life.commit()
+    life.record(b"a")
+    if where == "tier":
+        slot = life.m.index.pop(b"a")
+        life.m.tier.put(0, [b"a"], np.array([3]), np.zeros((1, 1), np.uint8), np.array([0]))
+        life.slots.release([slot])
+    life.snapshot(b"slow")
+    r, left = life.commit()
+    assert r > 2, "no replay comes to that end"
+    assert b"a" not in left
+
+
 def test_an_expired_stream_is_forgotten_once_r_has_passed_it_and_stays_on_the_list_until_that_is_saved():
     life = Life()
     life.record(b"slow")
