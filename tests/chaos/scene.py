@@ -31,6 +31,8 @@ WORKER: dict[str, Any] = {
     "request_timeout_ms": 30_000,
 }
 TICK_S = 0.05
+QUIET_S = 0.5
+"""A busy broker has read within this what was sent to it, an EndTxn say."""
 ASLEEP_MAX_S = 30.0
 """Longer than a session, a transaction's time-out and a takeover together."""
 
@@ -225,9 +227,7 @@ class Scene:
         stopped = self.awake()
         for worker in stopped:
             worker.process.send_signal(signal.SIGSTOP)
-        eventually(
-            lambda: not self.transactions.in_state("PrepareCommit", "PrepareAbort"), 10, "decided transactions end"
-        )
+        self._await_decided()
         if kill:
             self.broker.kill()
         else:
@@ -238,6 +238,14 @@ class Scene:
         self.broker.restart()
         self.transactions = Transactions(self.broker.address)
         self.counts["broker killed" if kill else "broker stopped"] += 1
+
+    def _await_decided(self) -> None:
+        """All workers stand still: what they had sent is read, and no decision waits for its markers any more."""
+        end, quiet_since = time.monotonic() + 30, time.monotonic()
+        while time.monotonic() < quiet_since + QUIET_S:
+            assert time.monotonic() < end, "transactions that are decided do not end"
+            if self.transactions.in_state("PrepareCommit", "PrepareAbort"):
+                quiet_since = time.monotonic()
 
     def _left_open(self) -> set[str]:
         """Lanes with an open transaction whose worker is not awake to end it."""
