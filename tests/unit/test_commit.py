@@ -258,7 +258,7 @@ async def test_at_least_once_shows_outputs_before_the_part_and_counts_each_recor
     worker, transport = made_watched(log, hash_model, kind=Unpublished, processing_guarantee="at_least_once")
     transport.rng = np.random.default_rng(0)
     async with running(worker) as task:
-        await ready(worker)
+        await until(broker, task, lambda: len(broker.groups["g"].offsets) == PARTITIONS)
         transport.gate.clear()
         broker.produce("in", 0, b"a", value(1))
         await until(broker, task, lambda: counted(broker) >= 1)
