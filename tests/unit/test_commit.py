@@ -70,6 +70,11 @@ async def ready(worker) -> None:
             await asyncio.sleep(0)
 
 
+async def begun(broker, task) -> None:
+    """A new group's starts are committed: what comes then is in parts of its own."""
+    await until(broker, task, lambda: len(broker.groups["g"].offsets) == PARTITIONS)
+
+
 def exact(broker, key: bytes, steps: list[int]) -> None:
     assert outputs(broker)[key] == rolling_hash_reference(np.array(steps)).tolist()
 
@@ -79,7 +84,7 @@ async def test_a_failed_transaction_is_sent_again_as_it_was_and_memory_stays(has
     worker, transport = made_watched(Log(broker), hash_model, kind=Scripted)
     transport.script = ["is lost"] * 2
     async with running(worker) as task:
-        await ready(worker)
+        await begun(broker, task)
         broker.produce("in", 0, b"a", value(1))
         await until(broker, task, lambda: counted(broker) == 1)
         memory = worker._ownership.memory(0)
@@ -97,7 +102,7 @@ async def test_what_is_finished_meanwhile_goes_into_the_next_part(hash_model):
     worker, transport = made_watched(Log(broker), hash_model, kind=Scripted)
     transport.script = ["waits", "is lost"]
     async with running(worker) as task:
-        await ready(worker)
+        await begun(broker, task)
         broker.produce("in", 0, b"a", value(1))
         await transport.reached.wait()
         broker.produce("in", 0, b"a", value(2))
@@ -116,7 +121,7 @@ async def test_a_transaction_that_was_done_after_all_is_found_out_and_not_sent_a
     worker, transport = made_watched(Log(broker), hash_model, kind=Scripted)
     transport.script = ["is done, its answer lost"]
     async with running(worker) as task:
-        await ready(worker)
+        await begun(broker, task)
         broker.produce("in", 0, b"a", value(1))
         await until(broker, task, lambda: counted(broker) == 1)
         broker.produce("in", 0, b"a", value(2))
@@ -135,7 +140,7 @@ async def test_a_partition_that_was_anothers_meanwhile_is_taken_over_and_the_oth
     broker = new_broker()
     worker, transport = made_watched(Log(broker), hash_model, kind=Scripted)
     async with running(worker) as task:
-        await ready(worker)
+        await begun(broker, task)
         for p in (0, 1):
             broker.produce("in", p, b"k%d" % p, value(1))
         await until(broker, task, lambda: counted(broker) == 2)
@@ -169,7 +174,7 @@ async def test_a_transaction_that_is_refused_after_the_next_assignment_keeps_nob
     worker, transport = made_watched(Log(broker), hash_model, kind=Scripted)
     transport.script = ["waits"]
     async with running(worker) as task:
-        await ready(worker)
+        await begun(broker, task)
         broker.produce("in", 0, b"a", value(1))
         await transport.reached.wait()
         await broker.rebalance(broker.groups["g"])
@@ -197,7 +202,7 @@ async def test_partitions_beside_one_that_can_never_be_sent_go_on_one_by_one(has
     broker = new_broker()
     worker, _ = made_watched(Log(broker), hash_model, kind=Poisoned, drain_timeout_s=0.1)
     async with running(worker) as task:
-        await ready(worker)
+        await begun(broker, task)
         broker.produce("in", 0, b"bad", value(1))
         for i in range(3 * ALONE_AFTER):
             for p in (1, 2):
@@ -258,7 +263,7 @@ async def test_at_least_once_shows_outputs_before_the_part_and_counts_each_recor
     worker, transport = made_watched(log, hash_model, kind=Unpublished, processing_guarantee="at_least_once")
     transport.rng = np.random.default_rng(0)
     async with running(worker) as task:
-        await until(broker, task, lambda: len(broker.groups["g"].offsets) == PARTITIONS)
+        await begun(broker, task)
         transport.gate.clear()
         broker.produce("in", 0, b"a", value(1))
         await until(broker, task, lambda: counted(broker) >= 1)
@@ -276,8 +281,7 @@ async def test_at_least_once_shows_again_only_what_another_worker_does_again(has
     log.exactly_once = False
     worker, transport = made_watched(log, hash_model, kind=PartsLost, processing_guarantee="at_least_once")
     async with running(worker) as task:
-        await ready(worker)
-        await until(broker, task, lambda: len(broker.groups["g"].offsets) == PARTITIONS)
+        await begun(broker, task)
         broker.produce("in", 0, b"a", value(1))
         await until(broker, task, lambda: broker.groups["g"].offsets[0].offset == 1)
     assert transport.lost == 2
