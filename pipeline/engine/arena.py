@@ -16,6 +16,9 @@ from pipeline.columns import I64, U8, AnyArray
 from pipeline.contract import DTYPES, Contract
 from pipeline.engine.graph import FIRST, INITIAL, arena_in, arena_out
 
+PIECE_BYTES = 1 << 20
+"""Rows are cut out and written so many at a time: a copy of all that a takeover brings would cost twice as much."""
+
 
 class Tensor(ABC):
     """One dtype's rows. ``value`` is what gets bound, as input and as output of the same run."""
@@ -142,6 +145,8 @@ class Arena:
         at = 0
         for tensor in self._tensors.values():
             size = tensor.width * tensor.dtype.itemsize
-            piece = np.ascontiguousarray(rows[:, at : at + size]).view(tensor.dtype)
-            tensor.write(slots, piece)
+            n = max(1, PIECE_BYTES // max(1, size))
+            for a in range(0, len(slots), n):
+                piece = np.ascontiguousarray(rows[a : a + n, at : at + size]).view(tensor.dtype)
+                tensor.write(slots[a : a + n], piece)
             at += size

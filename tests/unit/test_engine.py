@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from pipeline.contract import CodecSpec, Constant, Contract, HeadSpec, Output, State, StepInput
 from pipeline.engine import Engine, Run
-from pipeline.engine.arena import DeviceTensor
+from pipeline.engine.arena import PIECE_BYTES, DeviceTensor, HostTensor
 from pipeline.engine.graph import FIRST
 from pipeline.errors import ContractError, ModelError, ProviderError
 from pipeline.model_file import load_graph, read_contract, write_contract
@@ -88,6 +88,25 @@ async def test_rows_move_between_slots_and_engines_byte_for_byte(tmp_path, devic
     again = await run_poll(other, np.full(10, elsewhere[0]), (x[10:],), np.zeros(64 + FIRST, np.bool_))
     assert np.array_equal(again.outputs[0], whole.outputs[0])
     assert np.array_equal(again.rows, whole.rows)
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_more_rows_than_are_written_at_a_time_go_where_they_belong(tmp_path, device):
+    """As a takeover brings them: cut out of wider values, a whole number of pieces and a rest."""
+    engine, _ = opened(lstm_tensor(tmp_path / "1"), ("y",))
+    arena, width = engine.arena, engine.arena.row_bytes
+    n = 2 * (PIECE_BYTES // width) + 7
+    tensor = (
+        DeviceTensor(n + FIRST, width // 4, "float32", "cpu", ["CPUExecutionProvider"])
+        if device
+        else HostTensor(n + FIRST, width // 4, "float32")
+    )
+    arena._tensors["float32"] = tensor
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 256, (n, 32 + width), np.uint8)
+    slots = FIRST + rng.permutation(n)
+    arena.write(slots, values[:, 32:])
+    assert (arena.read(slots) == values[:, 32:]).all()
 
 
 async def test_the_lstm_in_the_arena_is_the_lstm_outside(tmp_path):
