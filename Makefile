@@ -38,7 +38,7 @@ format: $(VENV)/.everything ## Rewrite the code in the project's style
 data: $(VENV)/.serving ## Bring the data sets of all tasks into the cache (Debian packages, without root)
 	$(BIN)/python -m export.data
 
-models: $(VENV)/.everything $(VENV)/.vectors ## Train and export the shipped models again (an hour and a half of one core; NAMES="video" only one)
+models: $(VENV)/.everything $(VENV)/.vectors ## Train and export the shipped models again (an hour of one core; NAMES="video" only one)
 	$(BIN)/python -m export.rebuild $(NAMES)
 
 bench: $(VENV)/.everything ## Measure the worker beside raw onnxruntime and a hand-batched loop
