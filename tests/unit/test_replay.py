@@ -403,3 +403,37 @@ async def test_streams_that_generate_between_each_other_with_little_room_in_d(ta
     ahead = [max(len(m.done_above) for m in log.marks[0]) for log in logs]
     assert ahead[0] > 1
     assert ahead[1] == 1
+
+
+async def test_a_choice_is_not_made_again_where_the_changelog_has_lost_its_snapshot(hash_model, caplog):
+    """A dead letter carries its stream's snapshot; a replay that meets the record nevertheless is an error (X8)."""
+    broker = new_broker()
+    for key, raw in ((b"slow", value(1)), (b"a", b"bad"), (b"a", value(2))):
+        broker.produce("in", 0, key, raw)
+    broker.produce("in", 1, b"other", value(1))
+    log = Log(broker)
+    worker, _ = made_watched(log, hash_model)
+    task = asyncio.create_task(worker.run())
+    await until(broker, task, lambda: counted(broker) == 3)
+    await killed(task)
+    assert log.marks[0][-1].replay_from == 0
+    assert log.applied[0] == {b"a": 2}
+    broker.produce("in", 1, b"other", value(2))
+    whole = [*broker.topics["g-in-changelog"][0]]
+    broker.topics["g-in-changelog"][0] = [e for e in whole if e.key != b"a"]
+    worker, _ = made_watched(log, hash_model, "w2")
+    task = asyncio.create_task(worker.run())
+    await until(broker, task, lambda: counted(broker) == 4)
+    async with asyncio.timeout(10):
+        while "partition 0 stops" not in caplog.text:
+            await asyncio.sleep(0)
+    await killed(task)
+    assert "record 1 was done before, and what was shown of it was a choice" in caplog.text
+    assert counted(broker, "in.dlq") == 1
+    broker.topics["g-in-changelog"][0] = whole
+    broker.produce("in", 0, b"a", value(3))
+    worker, _ = made_watched(log, hash_model, "w3")
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 5)
+    assert outputs(broker)[b"a"] == rolling_hash_reference(np.array([2, 3])).tolist()
+    assert counted(broker, "in.dlq") == 1

@@ -11,7 +11,7 @@ from pipeline.columns import Changelog, Committed, Membership
 from pipeline.config import Config
 from pipeline.copies import Copies
 from pipeline.errors import TakeoverError
-from pipeline.mark import Mark
+from pipeline.mark import FOR_EVER, Mark
 from pipeline.metrics import Metrics
 from pipeline.streams.snapshots import Newest, Restored, Snapshots, restore
 from pipeline.takeover import Found, Start, check, read
@@ -74,6 +74,20 @@ def test_a_group_goes_on_where_it_was():
     assert f.restored.applied.tolist() == [9, 2]
     assert f.restored.rows.tolist() == [[0, 1], [2, 3]]
     assert f.restored.ended == {b"c": 5}
+
+
+@pytest.mark.parametrize(
+    ("replay_from", "above", "replay"),
+    [
+        (10, (), ()),
+        (7, (), ((-FOR_EVER, 10),)),
+        (7, ((12, 14),), ((-FOR_EVER, 10), (12, 14))),
+        (10, ((12, 14),), ((-FOR_EVER, 10), (12, 14))),
+    ],
+)
+def test_what_is_done_and_yet_to_be_fetched_is_applied_and_hidden(replay_from, above, replay):
+    mark = Mark(TAG, 10, replay_from, DIGEST, above)
+    assert check(found(10, mark=mark, changelog=written({b"a": 9})), DIGEST) == Start(10, replay_from, TAG, replay)
 
 
 def test_an_offset_set_before_anything_was_served_is_a_start():
