@@ -115,6 +115,7 @@ class Copies:
             self._failed(partition, error)
             return False
         kept.known, start = True, kept.copy.next_offset
+        newest.told |= start > 0
         if len(newest):
             log.info(
                 "partition %d: %d streams from the local copy up to offset %d of the changelog, in %.0f ms",

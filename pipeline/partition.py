@@ -17,6 +17,8 @@ from pipeline.streams.slots import Index, Slots
 from pipeline.streams.snapshots import Snapshots
 from pipeline.streams.tier import Tier
 
+BEGUN = b""
+"""Key of the first record of a changelog partition; its null value forgets nothing."""
 TOMBSTONES_MAX = 4096
 """In one part."""
 
@@ -240,6 +242,9 @@ class Memory:
         dead = Records.join([d.dead_letters for d in done])
         latest = Snapshots.latest([d.snapshots for d in done]) if done else Snapshots.none()
         forgotten = self._to_forget(replay_from, latest)
+        if new_group:
+            # The changelog tells from now on that the group has begun (X8): an offset without metadata is no start then.
+            forgotten.append(BEGUN)
         latest.tombstones = forgotten
         snapshots = latest.records(digest, now_ms)
         # The end of a replay may leave nothing but R to be said; else it would stand where retention comes to pass it.

@@ -90,8 +90,8 @@ def check(found: Found, digest: bytes, *, resets: bool = False) -> Start | None:
     restored, log = found.restored, found.log
     if found.committed is None:
         need(
-            len(restored) == 0,
-            "the changelog holds snapshots but the group has no offset: its offsets were deleted or have expired, or"
+            not restored.told,
+            "the changelog was written to but the group has no offset: its offsets were deleted or have expired, or"
             " the input topic was made anew; delete the changelog topic to begin from nothing",
         )
         return None
@@ -102,8 +102,8 @@ def check(found: Found, digest: bytes, *, resets: bool = False) -> Start | None:
             "an import of states was cut off and streams are missing: run `eddy state import` (or repartition) again",
         )
         need(
-            len(restored) == 0,
-            f"the changelog holds snapshots but the committed offset {offset} has no metadata of Eddy's: another tool"
+            not restored.told,
+            f"the changelog was written to but the committed offset {offset} has no metadata of Eddy's: another tool"
             " has set this group's offset; delete the changelog topic to begin from nothing at that offset",
         )
         need(log.start <= offset <= log.end, f"the committed offset {offset} is outside the log {log.start}..{log.end}")

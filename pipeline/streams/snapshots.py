@@ -164,6 +164,8 @@ class Newest:
         self._used = 0
         self.others: dict[bytes, bytes] = {}
         """Values of any other length: ends, and what another model wrote."""
+        self.told = False
+        """Something was committed to this changelog, if only that a key is forgotten: a group has begun (X8)."""
 
     def __len__(self) -> int:
         return len(self._index) + len(self.others)
@@ -171,6 +173,7 @@ class Newest:
     def add(self, stretch: Changelog) -> None:
         """Adds a stretch, in the log's order. A null value forgets its key (X12)."""
         keys, values = stretch.keys, stretch.values
+        self.told |= len(keys) > 0
         last = dict(zip(keys, range(len(keys))))
         which = list(last.values())
         if isinstance(values, np.ndarray) and values.shape[1] == self._width:
@@ -250,6 +253,8 @@ class Restored:
     ended: dict[bytes, int]
     """Key -> A of streams that ended."""
     problems: list[Problem] = field(default_factory=list)
+    told: bool = True
+    """Something was committed to the changelog before; see Newest."""
 
     def __len__(self) -> int:
         """All snapshots, readable or not."""
@@ -272,7 +277,8 @@ def restore(newest: Newest, digest: bytes) -> Restored:
             ended[key] = int.from_bytes(value[APPLIED], "little", signed=True)
         else:
             problems.append(problem)
-    return Restored(keys, _int64(values, APPLIED), _int64(values, WRITTEN), values[:, HEADER:], ended, problems)
+    applied, written_ms = _int64(values, APPLIED), _int64(values, WRITTEN)
+    return Restored(keys, applied, written_ms, values[:, HEADER:], ended, problems, newest.told)
 
 
 def _sound(values: U8, digest: bytes) -> Bools:

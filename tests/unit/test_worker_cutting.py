@@ -72,7 +72,8 @@ async def test_the_same_bytes_give_the_same_answers_and_the_same_row(tmp_path, c
     async with running(worker) as task:
         offsets = broker.groups["g"].offsets
         await until(broker, task, lambda: sum(c.offset for c in offsets.values()) == len(waiting))
-        rows = {entry.key: entry.value[HEADER:] for _, _, entry in broker.records("g-in-changelog")}
+        entries = [entry for _, _, entry in broker.records("g-in-changelog") if entry.value is not None]
+        rows = {entry.key: entry.value[HEADER:] for entry in entries}
         for i in range(CUTTINGS):
             broker.produce("in", partition_of(b"%d" % i), b"%d" % i, None)
         await until(broker, task, lambda: sum(c.offset for c in offsets.values()) == len(waiting) + CUTTINGS)

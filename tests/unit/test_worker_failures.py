@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 
 from export.memory import fit_memory
 from pipeline.beside import NOTHING_BESIDE, Beside
-from pipeline.columns import Membership, Part
+from pipeline.columns import Committed, Membership, Part
 from pipeline.config import Config
 from pipeline.contract import CodecSpec, Contract, HeadSpec, Output, State, StepInput
 from pipeline.errors import OutcomeUnknown
@@ -207,4 +207,25 @@ async def test_a_partition_that_fails_a_check_stops_by_name_and_others_go_on(has
     async with running(worker) as task:
         await until(broker, task, lambda: counted(broker) == 3)
         assert not worker.ready
-    assert "partition 0: the changelog holds snapshots but the group has no offset" in caplog.text
+    assert "partition 0: the changelog was written to but the group has no offset" in caplog.text
+
+
+async def test_an_offset_that_a_tool_sets_is_noticed_before_any_state_was_saved(hash_model, caplog):
+    """Where a group has begun is told in its changelog at once (X8)."""
+    broker = new_broker()
+    for p in (0, 1):
+        broker.produce("in", p, b"k%d" % p, value(1))
+    worker, _ = made(broker, hash_model)
+    task = asyncio.create_task(worker.run())
+    await until(broker, task, lambda: counted(broker) == 2)
+    task.cancel()
+    await asyncio.wait([task])
+    assert not [e for _, _, e in broker.records("g-in-changelog") if e.value is not None], "no state was saved yet"
+    broker.groups["g"].offsets[0] = Committed(0, "")
+    worker, _ = made(broker, hash_model)
+    async with running(worker) as task:
+        broker.produce("in", 1, b"k1", value(1))
+        await until(broker, task, lambda: counted(broker) == 3 and "partition 0" in caplog.text)
+        assert not worker.ready
+    assert "partition 0: the changelog was written to but the committed offset 0 has no metadata" in caplog.text
+    assert counted(broker) == 3, "nothing was done twice"
