@@ -243,7 +243,7 @@ class Memory:
         latest = Snapshots.latest([d.snapshots for d in done]) if done else Snapshots.none()
         forgotten = self._to_forget(replay_from, latest)
         if new_group:
-            # The changelog tells from now on that the group has begun (X8): an offset without metadata is no start then.
+            # The changelog tells from now on that the group has begun (X8): another offset is no start then.
             forgotten.append(BEGUN)
         latest.tombstones = forgotten
         snapshots = latest.records(digest, now_ms)
