@@ -46,20 +46,20 @@ class ColumnRecords(PartitionRecords):
         )
 
     def _unpack_records(self) -> Iterator[Segment]:
-        stretches: list[_Stretch] = []
+        records: list[Any] = []
         began = self.next_fetch_offset
         try:
             for batch in self._batches():
-                stretch = _Stretch(batch)
+                found = list(batch)
                 # A batch is fetched whole: what lies before the position was asked for by nobody.
-                stretch.cut(self.next_fetch_offset)
+                if found and found[0].offset < self.next_fetch_offset:
+                    found = [r for r in found if r.offset >= self.next_fetch_offset]
+                records += found
                 self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
-                if stretch.keys:
-                    stretches.append(stretch)
         except CorruptRecordException:
             if self.next_fetch_offset == began:
                 raise
-        yield _join(self._tp.partition, stretches, self.next_fetch_offset)
+        yield _columns(self._tp.partition, records, self.next_fetch_offset)
 
     def _batches(self) -> Iterator[Any]:
         """The batches with records for us; the position moves over the others."""
@@ -81,61 +81,30 @@ class ColumnRecords(PartitionRecords):
             yield batch
 
 
-class _Stretch:
-    """One batch's records as columns."""
-
-    __slots__ = ("headers", "keys", "offsets", "timestamps", "values")
-
-    def __init__(self, batch: Any) -> None:
-        records = list(batch)
-        self.keys: list[bytes | None] = list(map(_key, records))
-        self.values: list[bytes | None] = list(map(_value, records))
-        n, end = len(records), batch.next_offset
-        # Compaction takes records out of a batch and leaves its range of offsets.
-        dense = n > 0 and records[0].offset == end - n
-        self.offsets: I64 = (
-            np.arange(end - n, end, dtype=np.int64) if dense else np.fromiter(map(_offset, records), np.int64, n)
-        )
-        # Message format 0 has no timestamps.
-        times = map(_timestamp, records)
-        self.timestamps: I64 = np.fromiter((-1 if t is None else t for t in times), np.int64, n)
-        headers = list(map(_headers, records))
-        self.headers: list[Headers] | None = [_clean(h) for h in headers] if any(headers) else None
-
-    def cut(self, position: int) -> None:
-        """Drops what lies before ``position``."""
-        i = int(np.searchsorted(self.offsets, position))
-        if i:
-            del self.keys[:i], self.values[:i]
-            self.offsets, self.timestamps = self.offsets[i:], self.timestamps[i:]
-            if self.headers is not None:
-                del self.headers[:i]
+def _columns(partition: int, records: list[Any], next_offset: int) -> Segment:
+    """Of all batches at once: a producer that does not wait sends a batch for every record."""
+    n = len(records)
+    keys, values = list(map(_key, records)), list(map(_value, records))
+    # Compaction and aborted transactions leave gaps.
+    dense = n > 0 and records[-1].offset - records[0].offset == n - 1
+    offsets: I64 = (
+        np.arange(records[0].offset, records[0].offset + n, dtype=np.int64)
+        if dense
+        else np.fromiter(map(_offset, records), np.int64, n)
+    )
+    # Message format 0 has no timestamps.
+    timestamps = np.fromiter((-1 if t is None else t for t in map(_timestamp, records)), np.int64, n)
+    raw = list(map(_headers, records))
+    headers: list[Headers] | None = [_clean(h) for h in raw] if any(raw) else None
+    try:
+        value_bytes = sum(map(len, values))
+    except TypeError:  # a null ends its stream
+        value_bytes = sum(len(v) for v in values if v is not None)
+    return Segment(partition, keys, values, offsets, timestamps, next_offset, headers, value_bytes)
 
 
 def _clean(headers: list[tuple[str, bytes | None]]) -> Headers:
     return [(name, value if value is not None else b"") for name, value in headers]
-
-
-def _join(partition: int, stretches: list[_Stretch], next_offset: int) -> Segment:
-    if not stretches:
-        none = np.empty(0, np.int64)
-        return Segment(partition, [], [], none, none, next_offset)
-    if len(stretches) == 1:
-        (only,) = stretches
-        keys, values, offsets, timestamps, headers = only.keys, only.values, only.offsets, only.timestamps, only.headers
-    else:
-        keys = [key for s in stretches for key in s.keys]
-        values = [value for s in stretches for value in s.values]
-        offsets = np.concatenate([s.offsets for s in stretches])
-        timestamps = np.concatenate([s.timestamps for s in stretches])
-        headers = None
-        if any(s.headers is not None for s in stretches):
-            headers = [h for s in stretches for h in (s.headers if s.headers is not None else [()] * len(s.keys))]
-    try:
-        value_bytes = sum(map(len, values))  # type: ignore[arg-type]
-    except TypeError:  # a null ends its stream
-        value_bytes = sum(len(v) for v in values if v is not None)
-    return Segment(partition, keys, values, offsets, timestamps, next_offset, headers, value_bytes)
 
 
 class ColumnFetcher(Fetcher):
