@@ -242,12 +242,14 @@ class Bench:
                     broker.append(self._broker_s() - beside)
                     say(f"took over in {took[-1]:.2f} s, {cpu[-1]:.2f} s of CPU, {broker[-1]:.2f} s of the broker's")
                     peer.wait_ready()
-                    restored = peer.counters()["restored_snapshots_total"]
+                    told = peer.counters()
+                    restored, read = told["restored_snapshots_total"], told["restore_bytes_total"]
                     peer.kill()
                 seen.close()
                 self.found[f"takeover of {restored:,.0f} streams, s, {name}"] = spread(took)
                 self.found[f"the worker's CPU for it, s, {name}"] = spread(cpu)
                 self.found[f"the broker's CPU for it, s, {name}"] = spread(broker)
+                self.found[f"bytes of snapshots a takeover reads, MB, {name}"] = round(read / 1e6)
 
     def join(self) -> None:
         """Two workers, a third joins, and leaves in order: the longest pause of partitions that stay, and of those
