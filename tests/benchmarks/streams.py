@@ -58,8 +58,8 @@ class Bench:
         self._tier("memory", self.n * self.row_bytes)
         self._tier("file", 0)
 
-    def _restored(self, log: Iterable[Changelog]) -> None:
-        newest = Newest(self.row_bytes)
+    def _restored(self, log: Iterable[Changelog], room_bytes: int = 0) -> None:
+        newest = Newest(self.row_bytes, room_bytes)
         for stretch in log:
             newest.add(stretch)
         assert len(restore(newest, DIGEST)) == self.n
@@ -74,7 +74,7 @@ class Bench:
                 copy.append(stretch, 0)
 
         self.show(f"local copy: {self.n} snapshots appended", append, copy.reset)
-        self.show("local copy: read to columns", lambda: self._restored(copy.read()))
+        self.show("local copy: read to columns", lambda: self._restored(copy.read(), copy.nbytes))
         self.show("local copy: rewritten", lambda: copy.adopt(copy.rewrite()))
         copy.close()
 
