@@ -140,6 +140,9 @@ def test_those_that_were_idle_for_longest_leave_and_a_few_more_than_must():
     assert sorted(rows.tier.keys(0)) == [b"1", b"2"], "a 32nd of 64"
     assert rows.residency.evicted == 2
     assert rows.slots.free == 1
+    memory = rows.memories[0]
+    due = memory.dirty.oldest(1e9, 1000).tolist()
+    assert sorted(due) == sorted(memory.index.values()), "none of an empty slot"
 
 
 @pytest.mark.parametrize("flag", ["busy", "ending", "saving", "in flight"])
