@@ -21,9 +21,12 @@ from pipeline.errors import Broken
 MARK_VERSION = 2
 MARK_BYTES_MAX = 3000
 """Of base64 beside an offset (X2); brokers refuse more than 4,096 by default."""
-_MARK = struct.Struct("<B16sqqH8s")
+_MARK = struct.Struct("<B16sqqH8s8s")
 DONE_BYTES_MAX = MARK_BYTES_MAX * 3 // 4 - _MARK.size - 3
 """What D may take of a mark, bytes."""
+
+ANY = bytes(8)
+"""In place of a changelog's mark: none was known."""
 
 Run = tuple[int, int]
 """Offsets from the first to before the second."""
@@ -120,9 +123,13 @@ class Mark:
     done_above: tuple[Run, ...] = ()
     """D."""
     version: int = MARK_VERSION
+    changelog: bytes = ANY
+    """Which topic the snapshots are in (``changelog_mark``)."""
 
     def encode(self) -> str:
-        head = _MARK.pack(self.version, self.tag, self.committed, self.replay_from, len(self.done_above), self.digest)
+        head = _MARK.pack(
+            self.version, self.tag, self.committed, self.replay_from, len(self.done_above), self.digest, self.changelog
+        )
         text = base64.b64encode(head + _encode_runs(self.committed, self.done_above)).decode()
         if len(text) > MARK_BYTES_MAX:
             raise Broken(f"offset metadata of {len(text)} bytes, at most {MARK_BYTES_MAX}")
@@ -133,17 +140,22 @@ class Mark:
         """None for metadata that is not Eddy's (blank, or another program's)."""
         try:
             raw = base64.b64decode(text, validate=True)
-            version, tag, committed, replay_from, runs, digest = _MARK.unpack_from(raw)
+            version, tag, committed, replay_from, runs, digest, changelog = _MARK.unpack_from(raw)
             # Of a version that is not known only the version is believed: the takeover names it.
             done = _decode_runs(committed, raw[_MARK.size :], runs) if version == MARK_VERSION else ()
         except (binascii.Error, ValueError, IndexError, struct.error):
             return None
-        return Mark(tag, committed, replay_from, digest, done, version)
+        return Mark(tag, committed, replay_from, digest, done, version, changelog)
 
     @property
     def done(self) -> list[Run]:
         """All that is done: below C, and D."""
         return [(-FOR_EVER, self.committed), *self.done_above]
+
+
+def changelog_mark(topic_id: bytes) -> bytes:
+    """Eight bytes of a topic id, 16 bytes; ``ANY`` of one that is all zero (a cluster without topic ids)."""
+    return topic_id[:8] if any(topic_id) else ANY
 
 
 def _encode_runs(start: int, runs: Iterable[Run]) -> bytes:

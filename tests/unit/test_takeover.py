@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pipeline.columns import Changelog, Committed, Membership
 from pipeline.config import Config
 from pipeline.copies import Copies
 from pipeline.errors import TakeoverError
-from pipeline.mark import FOR_EVER, Mark
+from pipeline.mark import FOR_EVER, Mark, changelog_mark
 from pipeline.metrics import Metrics
 from pipeline.streams.snapshots import Newest, Restored, Snapshots, restore
 from pipeline.takeover import Found, Start, check, read
@@ -140,6 +141,7 @@ class Overwritten(MemoryTransport):
 async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog():
     broker = MemoryBroker()
     broker.create("in", 1)
+    broker.create("g-in-changelog", 1)
     transport = Overwritten(broker, Config(input="in", output="out", group="g", worker_id="w"))
     copies = Copies(None, "g", "g-in-changelog", transport, Metrics("m", "1"))
     tracemalloc.start()
@@ -150,3 +152,15 @@ async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog
         tracemalloc.stop()
     assert got.restored.applied.tolist() == [199]
     assert peak < 20_000_000
+
+
+def test_a_changelog_that_was_made_anew_is_noticed_by_its_topic_id():
+    """Its snapshots are gone, and what is done before R is in none."""
+    own, other = changelog_mark(b"o" * 16), changelog_mark(b"x" * 16)
+    mark = Mark(TAG, 10, 10, DIGEST, changelog=own)
+    assert check(replace(found(10, mark=mark), changelog=own), DIGEST) == Start(10, 10, TAG)
+    with pytest.raises(TakeoverError, match="it was deleted and made anew"):
+        check(replace(found(10, mark=mark), changelog=other), DIGEST)
+    # A cluster without topic ids, and what an import writes, tell nothing.
+    assert check(replace(found(10, mark=mark), changelog=changelog_mark(bytes(16))), DIGEST) is not None
+    assert check(replace(found(10), changelog=own), DIGEST) is not None
