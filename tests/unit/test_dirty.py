@@ -111,3 +111,18 @@ def test_a_stream_that_is_written_to_all_the_time_keeps_nobody_else_from_being_s
         model.poll([hot])
         due = model.dirty.oldest(model.now_s - 3, 10).tolist()
         assert (waits in due) == (model.now_s >= 4)
+
+
+def test_a_slot_that_went_to_another_partitions_stream_is_that_ones():
+    """Its first dirty record may even have the same offset there."""
+    slots = Slots(1, 0, 0)
+    mine, other = Dirty(slots), Dirty(slots)
+    slot = slots.take(0, b"mine")
+    mine.mark(array(slot), array(5), 1.0)
+    slots.release([slot])
+    assert slots.take(1, b"other") == slot
+    other.mark(array(slot), array(5), 2.0)
+    assert mine.lowest() is None
+    assert mine.since_s() is None
+    assert len(mine.oldest(9.0, 9)) == 0
+    assert (other.lowest(), other.since_s()) == (5, 2.0)

@@ -13,7 +13,7 @@ from pipeline.errors import OutcomeUnknown
 from pipeline.mark import Mark
 from pipeline.transport.base import Written
 from tests.models import rolling_hash_reference
-from tests.unit.test_commit import ready, takeovers
+from tests.unit.test_commit import begun, ready, takeovers
 from tests.unit.test_replay import Traffic, value
 from tests.unit.test_worker import PARTITIONS, counted, hash_model, new_broker, outputs, running, until
 from tests.unit.watched import Log, Watched, killed, made_watched
@@ -175,3 +175,23 @@ async def test_a_new_group_commits_its_start_before_anything_comes(hash_model):
         await until(broker, task, lambda: counted(broker) == 1)
     assert outputs(broker) == {b"new": rolling_hash_reference(np.array([2])).tolist()}
     assert Mark.decode(broker.groups["g"].offsets[1].metadata) is not None
+
+
+async def test_after_a_revocation_nothing_is_sent_until_the_next_assignment(hash_model):
+    broker = new_broker()
+    worker, _ = made_watched(Log(broker), hash_model)
+    async with running(worker) as task:
+        await begun(broker, task)
+        await worker.on_revoked(range(PARTITIONS))
+        assert not worker.ready
+        broker.produce("in", 0, b"a", value(1))
+        async with asyncio.timeout(10):
+            while not worker._ownership.memory(0).pending:
+                await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert counted(broker) == 0
+        await broker.rebalance(broker.groups["g"])
+        await until(broker, task, lambda: counted(broker) == 1)
+        await ready(worker)
+        assert takeovers(worker) == PARTITIONS

@@ -261,8 +261,12 @@ def test_no_more_expire_at_a_time_than_may():
     rows.slots.dirty[:] = CLEAN
     rows.residency.expire(rows.memories[0], 1000, 3)
     assert len(rows.memories[0].expiring) == 3
+    away = [b"away %d" % i for i in range(8)]
+    rows.tier.put(0, away, np.arange(8), np.zeros((8, rows.tier.row_bytes), np.uint8), np.arange(8))
+    rows.residency.expire(rows.memories[0], 1000, 7)
+    assert len(rows.memories[0].expiring) == 10
     rows.residency.expire(rows.memories[0], 1000, 100)
-    assert len(rows.memories[0].expiring) == 8
+    assert len(rows.memories[0].expiring) == 16
 
 
 # ---- over the whole road
