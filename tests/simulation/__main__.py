@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 
 HASH_SEED = "0"
 ENOUGH = 10
@@ -23,6 +24,8 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--verbose", action="store_true", help="tell what happens, with virtual times")
+    parser.add_argument("--mutation", help="with a deliberate mistake in the worker; 'each' searches for all")
+    parser.add_argument("--bias", help="in worlds bent towards that mistake, without it")
     parser.add_argument("--trace", action="store_true", help="print a digest of everything that one seed wrote")
     parser.add_argument("--keep-going", action="store_true", help=f"go on after {ENOUGH} failing seeds")
     asked = parser.parse_args()
@@ -30,14 +33,17 @@ def main() -> int:
         # The order of sets of strings is part of a run.
         again = [sys.executable, "-m", "tests.simulation", *sys.argv[1:]]
         os.execve(sys.executable, again, os.environ | {"PYTHONHASHSEED": HASH_SEED})
+    from tests.simulation.mutations import MUTATIONS
     from tests.simulation.running import report, run_seed
 
     if asked.verbose:
         logging.basicConfig(level=logging.INFO, format="          %(name)s: %(message)s", stream=sys.stdout)
         logging.getLogger("aiokafka").setLevel(logging.ERROR)
-        result = run_seed(asked.start, say=print)
+        result = run_seed(asked.start, asked.bias or asked.mutation, asked.mutation, say=print)
         print(report(result))
         return bool(result.problems)
+    if asked.mutation is not None:
+        return find(sorted(MUTATIONS) if asked.mutation == "each" else asked.mutation.split(","), asked)
     if asked.trace:
         result = run_seed(asked.start)
         print(f"{result.digest:08x} after {result.steps} steps")
@@ -49,8 +55,9 @@ def main() -> int:
     seeds = range(asked.start, asked.start + asked.seeds)
     done = 0
     context = multiprocessing.get_context("spawn")
+    run = partial(run_seed, bias=asked.bias)
     with ProcessPoolExecutor(asked.jobs, context, max_tasks_per_child=PER_PROCESS) as pool:
-        for result in pool.map(run_seed, seeds):
+        for result in pool.map(run, seeds):
             done += 1
             virtual_s += result.virtual_s
             for name, n in result.counts.items():
@@ -66,6 +73,25 @@ def main() -> int:
     print(f"{done} seeds, {failed} failed; {virtual_s:,.0f} virtual seconds in {took:.1f} s, {each:.2f} s a seed")
     print(", ".join(f"{name} {n}" for name, n in sorted(totals.items())))
     return bool(failed)
+
+
+def find(names: list[str], asked: argparse.Namespace) -> int:
+    """Which of these mistakes the invariants find, and by which seed."""
+    from tests.simulation.running import search
+
+    good = 0
+    with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(search, name, asked.seeds) for name in names]):
+            found = done.result()
+            if found.seed is None:
+                print(f"{found.name}: NOT FOUND by {asked.seeds} seeds", flush=True)
+            elif found.control:
+                print(f"{found.name}: seed {found.seed} fails without it, too: {found.control}", flush=True)
+            else:
+                good += 1
+                print(f"{found.name}: found by seed {found.seed}: {found.problem}", flush=True)
+    print(f"{good} of {len(names)} mistakes found")
+    return good < len(names)
 
 
 if __name__ == "__main__":

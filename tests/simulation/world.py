@@ -69,6 +69,8 @@ class Plan:
     faults: Faults = field(default_factory=Faults)
     kills: int = 0
     stops: int = 0
+    stop_s: float | None = None
+    """For how long, about; None: anything."""
     graceful: int = 0
     crashes: int = 0
     compactions: int = 0
@@ -422,7 +424,8 @@ class World:
 
     def _stop_one(self) -> None:
         if (life := self._one()) is not None:
-            self.stop(life, self.rng.choice([0.1, 1.0, 4.0, 6.0]) * (0.5 + self.rng.random()))
+            seconds = self.plan.stop_s or self.rng.choice([0.1, 1.0, 4.0, 6.0])
+            self.stop(life, seconds * (0.5 + self.rng.random()) if self.plan.stop_s is None else seconds)
 
     def _end_one(self) -> None:
         if (life := self._one()) is not None and life.worker is not None:
