@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 
+from pipeline.columns import as_list
 from pipeline.config import Config
 from pipeline.errors import OutcomeUnknown, TakeoverError
 from pipeline.metrics import Metrics
@@ -75,14 +76,14 @@ async def soon(condition) -> None:
 
 
 class Gated(MemoryTransport):
-    """Commits of anything but a start wait for the gate."""
+    """Commits with a state in them wait for the gate."""
 
     def __init__(self, broker: MemoryBroker, config: Config) -> None:
         super().__init__(broker, config)
         self.gate = asyncio.Event()
 
     async def commit(self, membership, parts):
-        if any(len(p.snapshots) for p in parts):
+        if any(value is not None for p in parts for value in as_list(p.snapshots.values)):
             await self.gate.wait()
         return await super().commit(membership, parts)
 
@@ -93,7 +94,7 @@ async def test_a_partition_that_stops_gives_up_its_slots_and_its_place_in_the_ho
     broker.produce("in", 0, b"away", value(1))
     worker, transport = made_over(Gated, broker, hash_model, slots=1)
     async with running(worker) as task:
-        await soon(lambda: worker._slots.used == 1)
+        await until(broker, task, lambda: counted(broker) == 1)
         broker.produce("in", 0, b"big", b"".join(value(i) for i in range(200)))
         await soon(lambda: worker._residency.tier.count(0) == 1)
         transport.gate.set()
