@@ -195,3 +195,27 @@ async def test_after_a_revocation_nothing_is_sent_until_the_next_assignment(hash
         await until(broker, task, lambda: counted(broker) == 1)
         await ready(worker)
         assert takeovers(worker) == PARTITIONS
+
+
+class Overlapping(Watched):
+    """Gives records again that it gave before, as what was fetched before a rebalance moved the position may be."""
+
+    async def fetch(self, timeout_s: float):
+        segments = []
+        for segment in await super().fetch(timeout_s):
+            log = self._broker.topics["in"][segment.partition]
+            first = max(0, int(segment.offsets[0]) - 3)
+            segments.append(self._segment(segment.partition, first, log[first : segment.next_offset]))
+            segments.append(self._segment(segment.partition, first, log[first : segment.next_offset - 1]))
+        return segments
+
+
+async def test_what_was_fetched_before_is_known(hash_model):
+    broker = new_broker()
+    log, traffic = Log(broker), Traffic(np.random.default_rng(3), 10)
+    worker, _ = made_watched(log, hash_model, kind=Overlapping)
+    async with running(worker) as task:
+        for turn in range(10):
+            traffic.produce(broker, 20)
+            await until(broker, task, lambda n=turn: counted(broker) == 20 * n + 20)
+    traffic.check(broker)
