@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from pipeline.columns import I64
 from pipeline.config import Config
 from pipeline.intake import Intake
 from pipeline.order import Order
@@ -81,10 +80,9 @@ class Pump:
         feeding = [m for m in going if m.feedable]
         suspects = [m for m in waiting if m.admitted < self._suspects.get(m.partition, 0)]
         waiting = [m for m in waiting if m.admitted >= self._suspects.get(m.partition, 0)]
-        saving = self._policy.due(going, now_s)
         # By turns: what runs alone keeps nobody waiting (S3).
         for alone in (not self._was_alone, self._was_alone):
-            poll = self._alone(suspects, now_ms) if alone else self._together(waiting, feeding, saving, now_s, now_ms)
+            poll = self._alone(suspects, now_ms) if alone else self._together(going, waiting, feeding, now_s, now_ms)
             if poll is not None:
                 self._was_alone = alone
                 return poll
@@ -97,12 +95,13 @@ class Pump:
 
     def _together(
         self,
+        going: Sequence[Memory],
         waiting: Sequence[Memory],
         feeding: Sequence[Memory],
-        saving: Sequence[tuple[Memory, I64]],
         now_s: float,
         now_ms: int,
     ) -> Poll | None:
+        saving = self._policy.due(going, now_s)
         if not (waiting or feeding or saving) or (not (feeding or saving) and self._hold(waiting, now_s)):
             return None
         # What is left over after fair shares goes to another partition each time (S3).
