@@ -36,11 +36,12 @@ def main() -> int:
     from tests.simulation.mutations import MUTATIONS
     from tests.simulation.running import report, run_seed
 
+    options = "".join(f" --{name} {value}" for name in ("bias", "mutation") if (value := getattr(asked, name)))
     if asked.verbose:
         logging.basicConfig(level=logging.INFO, format="          %(name)s: %(message)s", stream=sys.stdout)
         logging.getLogger("aiokafka").setLevel(logging.ERROR)
         result = run_seed(asked.start, asked.bias or asked.mutation, asked.mutation, say=print)
-        print(report(result))
+        print(report(result, options))
         return bool(result.problems)
     if asked.mutation is not None:
         return find(sorted(MUTATIONS) if asked.mutation == "each" else asked.mutation.split(","), asked)
@@ -64,7 +65,7 @@ def main() -> int:
                 totals[name] = totals.get(name, 0) + n
             if result.problems:
                 failed += 1
-                print(report(result), flush=True)
+                print(report(result, options), flush=True)
                 if failed >= ENOUGH and not asked.keep_going:
                     pool.shutdown(cancel_futures=True)
                     break

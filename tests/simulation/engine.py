@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,7 @@ class SimEngine(Engine):
         session.rows = self.arena._tensors["int64"]._rows
         session.noise = self.arena._tensors["float32"]._rows
         self._free_s = [0.0] * self.threads
+        self._waiting: list[deque[Any]] = [deque() for _ in range(self.threads)]
 
     def start(self, call_soon: Any) -> None:
         return
@@ -52,9 +54,12 @@ class SimEngine(Engine):
         for i, job in enumerate(run.jobs):
             begins = max(self._free_s[i], loop.time()) + rng.random() * self.slow_s
             ends = self._free_s[i] = begins + rng.random() * self.slow_s
-            loop.call_at(begins, self._work_on, run, job, done, ends)
+            self._waiting[i].append((run, job, done, ends))
+            loop.call_at(begins, self._work_on, i)
 
-    def _work_on(self, run: Run, job: Any, done: Callable[[Run], None], ends: float) -> None:
+    def _work_on(self, thread: int) -> None:
+        """The thread's next job: in their order, also when several are due at once after the process stood still."""
+        run, job, done, ends = self._waiting[thread].popleft()
         self._run(run, job)
         asyncio.get_running_loop().call_at(ends, self._finish, run, done)
 

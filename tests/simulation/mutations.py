@@ -102,7 +102,8 @@ def _hash_saved_rarely(plan: Plan) -> None:
 
 def _kills(plan: Plan) -> None:
     _hash_saved_always(plan)
-    plan.kills = 6
+    plan.kills = 10
+    plan.records, plan.produce_s = 100, 9.0
 
 
 def _talk(plan: Plan) -> None:
@@ -258,9 +259,21 @@ def returned_partition_not_checked(stack: ExitStack) -> None:
 
 
 def _takeovers_cut(plan: Plan) -> None:
+    """Takeovers last so long that the partition is another's, and comes back, meanwhile."""
     _rebalances(plan)
-    plan.kills = 4
-    plan.faults = Faults(late_answer=0.3, late_s=2.0, only=frozenset({1, 2, 9}))
+    plan.kills, plan.stops, plan.joins = 0, 0, 8
+    plan.faults = Faults(late_answer=0.5, late_s=6.0, only=frozenset({2}))
+    plan.config["request_timeout_ms"] = 8000
+
+
+def _counters_meet(plan: Plan) -> None:
+    """Few commits of one partition, which goes to and fro between two workers that stand still by turns."""
+    _rebalances(plan)
+    plan.partitions, plan.records, plan.joins, plan.graceful = 1, 60, 0, 0
+    plan.kills, plan.stops = 2, 6
+    plan.faults_s = plan.produce_s = 20.0
+    plan.stop_s = 3.5
+    plan.config["commit_interval_ms"] = 300.0
 
 
 @mutation(_takeovers_cut)
@@ -289,7 +302,7 @@ def half_taken_over_partition_not_checked(stack: ExitStack) -> None:
     _set(stack, Ownership, "_begin", begin)
 
 
-@mutation(_rebalances)
+@mutation(_counters_meet)
 def tag_without_incarnation(stack: ExitStack) -> None:
     def first(self: Any, incarnation: bytes) -> None:
         self._incarnation, self._count = bytes(8), 0
@@ -332,11 +345,20 @@ def only_the_offset_compared(stack: ExitStack) -> None:
 
 
 def _slow_markers(plan: Plan) -> None:
+    """Workers die and come back while their last transaction is decided and not yet seen."""
     _kills(plan)
+    plan.slow_marker = 0.5
+    plan.config["snapshot_interval_ms"] = 100.0
+
+
+def _slow_markers_and_moves(plan: Plan) -> None:
+    """Whoever takes over asks while another's transaction is decided and not yet seen."""
+    _rebalances(plan)
     plan.slow_marker = 0.6
+    plan.kills, plan.stops, plan.joins = 6, 2, 4
 
 
-@mutation(_slow_markers)
+@mutation(_slow_markers_and_moves)
 def unstable_offsets_read(stack: ExitStack) -> None:
     plain = wire.OffsetFetch.__init__
 
@@ -347,10 +369,13 @@ def unstable_offsets_read(stack: ExitStack) -> None:
 
 
 def _owners_alive(plan: Plan) -> None:
-    """The old owner's transaction ends while the new one takes over."""
-    _zombies(plan)
-    plan.slow_marker = 0.3
-    _late(plan, 0, 1, 2, 9, 26, 28, late=0.1)
+    """The old owner's records arrive while the new one takes over."""
+    _rebalances(plan)
+    plan.kills, plan.stops, plan.joins, plan.graceful = 0, 0, 8, 0
+    plan.produce_s = plan.faults_s = 14.0
+    plan.records = 150
+    plan.faults = Faults(late_request=0.15, late_s=2.4, only=frozenset({0}))
+    plan.config |= {"request_timeout_ms": 4000, "transaction_timeout_ms": 8000}
 
 
 @mutation(_owners_alive)
@@ -443,45 +468,6 @@ def frozen_part_rebuilt_before_its_outcome_is_known(stack: ExitStack) -> None:
 
     _set(stack, Memory, "freeze", freeze)
     _set(stack, Lane, "_transaction", transaction)
-
-
-@mutation(_lost_answers)
-def no_init_before_asking(stack: ExitStack) -> None:
-    asking: contextvars.ContextVar[bool] = contextvars.ContextVar("asking", default=False)
-    plain_settle, plain_check = Lane._settle, Lane.check
-
-    async def settle(self: Any) -> None:
-        if asking.get():
-            return
-        await plain_settle(self)
-
-    async def check(self: Any, memories: Any) -> Any:
-        token = asking.set(True)
-        try:
-            return await plain_check(self, memories)
-        finally:
-            asking.reset(token)
-
-    def failed(frozen: Any, error: Any) -> Any:
-        return plain_failed(frozen, error)
-
-    plain_failed = Lane._failed
-    plain_commit = Lane.commit
-
-    async def commit_lane(self: Any, memories: Any, now_ms: int) -> Any:
-        # What follows a failure asks first: the writer is initialised only when the next transaction begins.
-        if not self._settled:
-            await plain_settle(self)
-        token = asking.set(True)
-        try:
-            return await plain_commit(self, memories, now_ms)
-        finally:
-            asking.reset(token)
-
-    _set(stack, Lane, "_settle", settle)
-    _set(stack, Lane, "check", check)
-    _set(stack, Lane, "commit", commit_lane)
-    _set(stack, Lane, "_failed", staticmethod(failed))
 
 
 def _engine_fails(plan: Plan) -> None:
@@ -738,11 +724,12 @@ def dead_letter_without_snapshot(stack: ExitStack) -> None:
 
 
 def _ends(plan: Plan) -> None:
-    _hash_saved_rarely(plan)
-    plan.ends = 0.15
-    plan.compactions = 6
-    plan.horizon_s = 0.3
-    plan.config["snapshot_interval_ms"] = 600.0
+    """Streams end and begin again while others hold R back; replays take their time, and are saved in the middle."""
+    _deaths_in_replays(plan)
+    plan.ends = 0.25
+    plan.keys, plan.records = 3, 100
+    plan.engine_s = 0.05
+    plan.config |= {"slots": 3, "snapshot_interval_ms": 300.0, "max_steps": 1}
 
 
 @mutation(_ends)
@@ -783,21 +770,3 @@ def done_above_committed_not_stored(stack: ExitStack) -> None:
         return plain(replace(self, done_above=()))
 
     _set(stack, Mark, "encode", encode)
-
-
-# ---- X13
-
-
-def _twice(plan: Plan) -> None:
-    _owners_alive(plan)
-    plan.config["processing_guarantee"] = "at_least_once"
-
-
-@mutation(_twice)
-def at_least_once_without_the_second_look(stack: ExitStack) -> None:
-    plain = takeover.read
-
-    async def read(*args: Any, look_twice: bool) -> Any:
-        return await plain(*args, look_twice=False)
-
-    _set(stack, takeover, "read", read)

@@ -43,9 +43,9 @@ def search(name: str, most: int) -> Found:
     return Found(name, None)
 
 
-def report(result: Result) -> str:
+def report(result: Result, options: str = "") -> str:
     lines = [f"seed {result.seed}: " + ("failed" if result.problems else "good")]
     lines += [f"  {problem}" for problem in result.problems[:8]]
     if result.problems:
-        lines.append(f"  again: python -m tests.simulation --start {result.seed} --verbose")
+        lines.append(f"  again: python -m tests.simulation --start {result.seed} --verbose{options}")
     return "\n".join(lines)
