@@ -247,8 +247,10 @@ class Bench:
                 seen.until(streams + load.records, 120)
                 peer.kill()
                 took, cpu, broker = [], [], []
+                due = streams + load.records
                 for _ in range(self.a.rounds):
                     fill(place.address, place.source, Load(1000, 1000))
+                    due += 1000
                     peer = Eddy(place, *more)
                     say(f"the worker that takes over has its pages at {peer.url}")
                     peer.wait_for("assigned partitions")
@@ -257,15 +259,17 @@ class Bench:
                     cpu.append(peer.cpu_s() - before)
                     broker.append(self._broker_s() - beside)
                     say(f"took over in {took[-1]:.2f} s, {cpu[-1]:.2f} s of CPU, {broker[-1]:.2f} s of the broker's")
-                    peer.wait_ready()
+                    seen.until(due, 60)
                     told = peer.counters()
                     restored, read = told["restored_snapshots_total"], told["restore_bytes_total"]
+                    again = told["replayed_records_total"]
                     peer.kill()
                 seen.close()
                 self.found[f"takeover of {restored:,.0f} streams, s, {name}"] = spread(took)
                 self.found[f"the worker's CPU for it, s, {name}"] = spread(cpu)
                 self.found[f"the broker's CPU for it, s, {name}"] = spread(broker)
                 self.found[f"bytes of snapshots a takeover reads, MB, {name}"] = round(read / 1e6)
+                self.found[f"records applied again by a takeover, {name}"] = round(again)
 
     def join(self) -> None:
         """Two workers, a third joins, and leaves in order: the longest pause of partitions that stay, and of those
