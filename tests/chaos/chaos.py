@@ -21,7 +21,7 @@ from tests.kafka.verdict import Verdict, judge_hash
 
 PARTITIONS, REGULARS, GUESTS = 6, 3, 2
 RATE = 1500
-PEACE_S = 90.0
+PEACE_S = 120.0
 """Liveness: everything must be out so long after the last fault."""
 
 

@@ -24,7 +24,8 @@ BROKER = {
 WORKER: dict[str, Any] = {
     # Polls are small, so that transactions are many and whatever happens finds several polls on their way.
     "max_steps": 200,
-    "session_timeout_ms": 1500,
+    # Shorter ones put workers out of the group on a machine that is busy with other things.
+    "session_timeout_ms": 3000,
     "heartbeat_interval_ms": 300,
     "transaction_timeout_ms": 8000,
     # A worker's own patience outlasts its sleep: what stops it then is the broker, not a clock that went on.
@@ -263,6 +264,8 @@ class Scene:
             if worker.alive:
                 worker.terminate()
         assert self.wait_for(lambda: not any(w.alive for w in self.guests), 60), "guests do not leave"
+        # Who has just started again does not hear a SIGTERM yet.
+        assert self.wait_for(lambda: all(_held(w).generation for w in self.regulars), 60), "regulars do not come back"
 
     def close(self) -> None:
         """Drains who is left."""
