@@ -1,4 +1,4 @@
-"""The simulator can fail: every deliberate mistake is found by the invariants alone, and its world is good without it."""
+"""The simulator can fail: the invariants find every deliberate mistake, and its world is good without it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from pipeline.metrics import Metrics
 from pipeline.transport.kafka import client as kafka_client
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.worker import Worker
-from tests.simulation import model
+from tests.simulation import invariants, model
 from tests.simulation.client import Faults, Network, connected
 from tests.simulation.cluster import Cluster
 from tests.simulation.engine import engines
@@ -201,8 +201,6 @@ class World:
     # ---- the run
 
     def run(self) -> Result:
-        from tests.simulation import invariants
-
         loop, plan = self.loop, self.plan
         kafka_client._away.clear()
         asyncio.set_event_loop(loop)
@@ -280,7 +278,16 @@ class World:
             mark = Mark.decode(c.metadata)
             if mark is None or mark.replay_from != c.offset:
                 return False
-        return not any(log.open for (topic, _), log in self.cluster.logs.items() if topic != INPUT)
+        if any(log.open for (topic, _), log in self.cluster.logs.items() if topic != INPUT):
+            return False
+        return not self.plan.talks or self._all_said()
+
+    def _all_said(self) -> bool:
+        """A prompt is done when it was applied; what follows from it may take longer."""
+        places = [(self.cluster.logs[INPUT, p], self.cluster.logs[OUTPUT, p]) for p in range(self.plan.partitions)]
+        asked = sum(bool(r.key and r.value and invariants.spoken(r.value)) for log, _ in places for r in log.visible())
+        ended = sum("eddy-finish" in dict(r.headers) for _, log in places for r in log.visible())
+        return ended >= asked
 
     def _left(self) -> str:
         group = self.cluster.groups.group(GROUP)
