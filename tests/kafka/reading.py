@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from tests.kafka.harness import Value, Worker, eventually
 
@@ -31,6 +31,16 @@ class Record(NamedTuple):
         return next((value for n, value in self.headers if n == name), None)
 
 
+UNKNOWN = (
+    "UNKNOWN_TOPIC_OR_PART",
+    "_UNKNOWN_PARTITION",
+    "_UNKNOWN_TOPIC",
+    "LEADER_NOT_AVAILABLE",
+    "NOT_LEADER_FOR_PARTITION",
+)
+"""What a broker, or this client, says of a topic that was just made."""
+
+
 class Reader:
     """Reads a topic from its beginning, read committed, without a group; ``records`` is all that came so far."""
 
@@ -48,13 +58,24 @@ class Reader:
                 "log_level": 0,
             }
         )
-        # In a cluster each broker hears of a new topic at its own time.
-        eventually(lambda: self._consumer.list_topics(topic, 30).topics[topic].partitions, 10, f"a topic {topic}")
+        eventually(lambda: self._leaders_know(topic), 20, f"a topic {topic} that can be read")
         partitions = self._consumer.list_topics(topic, 30).topics[topic].partitions
         self._partitions = len(partitions)
         self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
         self._ends: set[int] = set()
         self.records: list[Record] = []
+
+    def _leaders_know(self, topic: str) -> bool:
+        """In a cluster each broker hears of a new topic at its own time."""
+        try:
+            partitions = self._consumer.list_topics(topic, 30).topics[topic].partitions
+            for partition in partitions:
+                self._consumer.get_watermark_offsets(TopicPartition(topic, partition), 10)
+        except KafkaException as error:
+            if error.args[0].retriable() or error.args[0].name() in UNKNOWN:
+                return False
+            raise
+        return bool(partitions)
 
     def _read(self, timeout_s: float) -> None:
         for message in self._consumer.consume(10_000, timeout_s):
