@@ -353,7 +353,7 @@ async def test_a_snapshot_that_cannot_be_read_stops_its_partition_or_its_stream_
     worker, _ = made_watched(Log(broker), hash_model, bad_snapshot="reset")
     async with running(worker) as task:
         await until(broker, task, lambda: counted(broker) == 6)
-        assert worker.ready
+        await ready(worker)
     both, anew = rolling_hash_reference(np.array([1, 2])).tolist(), rolling_hash_reference(np.array([2])).tolist()
     assert outputs(broker) == {b"good": both, b"other": both, b"bad": [both[0], *anew]}
     # Its new snapshot stands in the old one's place: nothing is left to be said.
