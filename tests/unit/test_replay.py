@@ -15,7 +15,7 @@ from pipeline.order import Order
 from pipeline.partition import Done, Memory
 from pipeline.streams.slots import CLEAN
 from pipeline.streams.snapshots import APPLIED, HEADER, Restored, Snapshots
-from pipeline.takeover import Found, check, install
+from pipeline.takeover import MANY, Found, check, install
 from pipeline.transport.base import LogRange
 from pipeline.transport.memory import MemoryBroker
 from tests.models import rolling_hash_reference
@@ -323,8 +323,12 @@ async def test_the_next_record_of_a_stream_waits_until_it_is_forgotten(hash_mode
     assert log.tombstones == ([] if dies else [(0, b"a")])
 
 
+@pytest.mark.parametrize("many", [0, MANY], ids=["on a thread", "at once"])
 @pytest.mark.parametrize("damage", ["a bit", "another model", "short"])
-async def test_a_snapshot_that_cannot_be_read_stops_its_partition_or_its_stream_begins_anew(hash_model, caplog, damage):
+async def test_a_snapshot_that_cannot_be_read_stops_its_partition_or_its_stream_begins_anew(
+    hash_model, caplog, damage, many, monkeypatch
+):
+    monkeypatch.setattr("pipeline.takeover.MANY", many)
     broker = new_broker()
     for key in (b"bad", b"good"):
         broker.produce("in", 0, key, value(1))
