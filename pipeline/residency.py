@@ -97,7 +97,10 @@ class Residency:
 
     def expire(self, memory: Memory, before_ms: int, most: int) -> None:
         """Streams without a record since ``before_ms`` are forgotten (X12), ``most`` at a time: clean ones that no run
-        has. Their tombstones go into the next part that R allows."""
+        has. Their tombstones go into the next part that R allows.
+        None in a replay: what it is about to apply again may be theirs, and was shown of a state that goes on."""
+        if memory.replaying:
+            return
         slots = self._slots
         idle = np.flatnonzero(
             (slots.partition == memory.partition)

@@ -78,6 +78,7 @@ def _plain(plan: Plan) -> None:
     """Exactly once, nothing that muddles what is looked for."""
     plan.partitions, plan.workers, plan.keys = 2, 2, 2
     plan.records, plan.produce_s = 50, 6.0
+    plan.engine_good_s = 6.0
     plan.poison = plan.engine_faults = plan.bad = plan.input_transactions = 0.0
     plan.crashes = plan.graceful = 0
     plan.epilogue = True
@@ -352,10 +353,13 @@ def _slow_markers(plan: Plan) -> None:
 
 
 def _slow_markers_and_moves(plan: Plan) -> None:
-    """Whoever takes over asks while another's transaction is decided and not yet seen."""
+    """Whoever takes over asks while another's transaction, without a snapshot, is decided and not yet seen."""
     _rebalances(plan)
-    plan.slow_marker = 0.6
-    plan.kills, plan.stops, plan.joins = 6, 2, 4
+    plan.slow_marker = 0.9
+    plan.kills, plan.stops, plan.graceful, plan.joins = 0, 0, 0, 12
+    plan.records, plan.produce_s, plan.faults_s = 200, 16.0, 16.0
+    plan.faults = Faults()
+    plan.config["snapshot_interval_ms"] = 3000.0
 
 
 @mutation(_slow_markers_and_moves)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import random
 import struct
 import sys
@@ -45,7 +46,6 @@ CONFIG = Config(
     max_stall_s=30.0,
     snapshot_compression="none",
 )
-ENGINE_GOOD_S = 6.0
 BOUND_S = 60.0
 """All inputs are done so long after the last fault and the last input."""
 
@@ -77,6 +77,8 @@ class Plan:
     joins: int = 0
     """Rebalances that no worker's fate has caused."""
     engine_faults: float = 0.0
+    engine_good_s: float = math.inf
+    """After a fault there is none for so long."""
     poison: float = 0.0
     ends: float = 0.0
     bad: float = 0.0
@@ -114,6 +116,8 @@ class Plan:
         plan.joins = rng.choice([0, 0, 1])
         plan.engine_faults = rng.choice([0.0, 0.0, 0.02])
         plan.poison = rng.choice([0.0, 0.0, 0.0, 0.02])
+        if plan.poison:
+            plan.engine_faults = 0.0  # a fault beside it would be taken for a record's own
         plan.ends = rng.choice([0.0, 0.03])
         plan.bad = rng.choice([0.0, 0.03])
         plan.input_transactions = rng.choice([0.0, 0.0, 0.2])
@@ -357,7 +361,7 @@ class World:
         if now > self.plan.faults_s or now < self._engine_good_s or self.rng.random() >= self.plan.engine_faults:
             return False
         # What fails again when it runs alone is the record's fault: it gets the time to run.
-        self._engine_good_s = now + ENGINE_GOOD_S
+        self._engine_good_s = now + self.plan.engine_good_s
         self.count("engine faults")
         return True
 
