@@ -96,6 +96,13 @@ class Client(AIOKafkaClient):
         cluster.failed_update(None)
         return False
 
+    async def send(self, node_id: Any, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
+        """See aiokafka. A connection that another task finds broken between two of its steps is one that is not ready."""
+        try:
+            return await super().send(node_id, request, group=group)  # type: ignore[no-untyped-call]
+        except KeyError as error:
+            raise NodeNotReadyError(f"the connection to node {node_id} has just been closed") from error
+
     async def connect(self) -> None:
         """Raises Unreachable within the time limit."""
         try:
