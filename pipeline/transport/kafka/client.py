@@ -97,7 +97,7 @@ class Client(AIOKafkaClient):
         return False
 
     async def send(self, node_id: Any, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
-        """See aiokafka. A connection that another task finds broken between two of its steps is one that is not ready."""
+        """See aiokafka. A connection that another task finds broken between two of its steps is not ready."""
         try:
             return await super().send(node_id, request, group=group)  # type: ignore[no-untyped-call]
         except KeyError as error:
