@@ -180,12 +180,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Errors", "cps", [(rate("eddy_errors_total", "model, kind"), "{{model}} {{kind}}")]),
         Panel("Takeovers", "cps", [(rate("eddy_takeovers_total", "instance"), "{{instance}}")]),
         Panel("Takeover time", "s", quantiles("eddy_takeover_seconds", 0.5, 0.99), "From assigned to running."),
-        Panel(
-            "Left to restore",
-            "short",
-            [(total("eddy_restore_left_records", "instance"), "{{instance}}")],
-            "Changelog records that takeovers have yet to read.",
-        ),
+        Panel("Read by takeovers", "Bps", [(rate("eddy_restore_bytes_total"), MODEL)], "From the changelog."),
         Panel("Snapshots restored", "cps", [(rate("eddy_restored_snapshots_total"), MODEL)], "Read back by takeovers."),
     ],
     "Processes": [

@@ -49,7 +49,7 @@ def everything_happens(broker: Broker, unique: Unique, folder: Path, it: Prometh
             worker.wait_ready()
         seen(it, "count(eddy_running_partitions == 4) == 4")  # the gauges as they begin
         for partition in range(4):
-            records = [(b"%d" % i, bytes(256 * 200)) for i in range(30)]
+            records = [(b"%d" % i, bytes(256 * 200)) for i in range(200)]
             produce(broker.address, slowed.input, records, partition=partition)
         produce(broker.address, told.input, [(b"%d" % i, b"The for statement ") for i in range(20)])
         long = [("eddy-max-steps", b"20000")]
