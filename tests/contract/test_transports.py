@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -18,8 +17,10 @@ from services.broker import Broker
 from tests.conftest import create_topic
 from tests.contract.transport_suite import TransportSuite
 from tests.contract.transport_world import PARTITIONS, Seen, World
+from tests.kafka.harness import eventually
+from tests.kafka.transactions import Transactions
 
-MARKED_S = 0.5
+MARKED_S = 20.0
 """A transaction's markers are written well within this after its end was answered."""
 
 
@@ -60,14 +61,13 @@ class KafkaWorld(World):
         self._reader = AIOKafkaConsumer(
             bootstrap_servers=broker.address, isolation_level="read_committed", fetch_max_wait_ms=50
         )
-        self._open = AIOKafkaConsumer(bootstrap_servers=broker.address)
 
     async def start(self) -> None:
-        for client in (self._producer, self._reader, self._open):
+        for client in (self._producer, self._reader):
             await client.start()
 
     async def stop(self) -> None:
-        for client in (self._producer, self._reader, self._open):
+        for client in (self._producer, self._reader):
             await client.stop()
 
     async def create(self, topic: str, partitions: int) -> None:
@@ -90,14 +90,10 @@ class KafkaWorld(World):
         places = [TopicPartition(topic, p) for p in range(PARTITIONS)]
         self._reader.assign(places)
         await self._reader.seek_to_beginning(*places)
-        # Committed by now is what lies before the last stable offset. The markers of a transaction whose end was
-        # answered move it a moment later; those of one that is open do not.
+        # The markers of a transaction whose end was answered are written a moment later. One that is open holds the
+        # last stable offset, before which all is committed.
+        await asyncio.to_thread(self._until_marked)
         ends = await self._reader.end_offsets(places)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(MARKED_S):
-                while ends != await self._open.end_offsets(places):
-                    await asyncio.sleep(0.01)
-                    ends = await self._reader.end_offsets(places)
         seen: list[Seen] = []
         while any([await self._reader.position(place) < ends[place] for place in places]):
             for place, messages in (await self._reader.getmany(*places, timeout_ms=100)).items():
@@ -107,6 +103,12 @@ class KafkaWorld(World):
                     if m.offset < ends[place]
                 ]
         return sorted(seen, key=lambda s: s.partition)
+
+    def _until_marked(self) -> None:
+        with Transactions(self.servers) as transactions:
+            eventually(
+                lambda: not transactions.in_state("PrepareCommit", "PrepareAbort"), MARKED_S, "the markers are written"
+            )
 
     def connect(self, config: Config) -> Transport:
         return connect(config)

@@ -178,8 +178,7 @@ def test_an_input_that_grows_goes_on_as_it_was_and_wholly_once_all_topics_have_g
         reader = Reader(topics.address, topics.output)
         worker.start()
         reader.until(sent, of=[worker])
-        assert worker.ready
-        worker.drained()
+        worker.wait_ready().drained()
         reader.close()
     verdict = judge_hash(topics)
     assert verdict.clean, verdict

@@ -33,7 +33,7 @@ def test_a_record_that_the_model_fails_on_is_the_only_one_to_go(broker: Broker, 
     with workers(worker):
         judged = Reader(topics.address, topics.output)
         judged.until(len(records) - 3, of=[worker])
-        assert worker.ready
+        worker.wait_ready()
         figures = worker.metrics()
         worker.drained()
     judged.close()
@@ -63,7 +63,7 @@ def test_a_partition_whose_output_its_topic_refuses_stops_by_name_and_the_others
         for partition in range(3):
             send(partition, 20)
         judged.until(60, of=[worker])
-        assert worker.ready
+        worker.wait_ready()
         produce(topics.address, topics.input, [(b"p1-0", bytes(8 * 1000))], partition=1)
         line = worker.heard("partition 1 stops")
         assert "MESSAGE_TOO_LARGE" in line["message"]
@@ -79,8 +79,7 @@ def test_a_partition_whose_output_its_topic_refuses_stops_by_name_and_the_others
         alter_topic(topics.address, topics.output, max_message_bytes="1000000")
         worker.start()
         judged.until(471, of=[worker])
-        assert worker.ready
-        worker.drained()
+        worker.wait_ready().drained()
     judged.close()
     verdict = judge_hash(topics)
     assert verdict.clean, verdict

@@ -23,8 +23,8 @@ PARTITIONS = 4
 RECORD_BYTES = 262_144
 RECORDS = 4_000
 STEP_BYTES = 64 * 4
-PRODUCTS = 140
-"""One step of `slow_tensor` then costs 37 M multiplications; an LSTM of 2x128 has 0.23 M."""
+PRODUCTS = 200
+"""One step of `slow_tensor` then costs 52 M multiplications; an LSTM of 2x128 has 0.23 M."""
 WATCHED_S = 20.0
 MIB = 1024 * 1024
 

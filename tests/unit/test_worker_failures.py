@@ -146,7 +146,7 @@ async def test_a_commit_whose_outcome_is_unknown_is_found_out_and_nothing_is_los
     monkeypatch.setattr("pipeline.commit.SETTLE_RETRY_S", (0.0,))
     broker, rng = new_broker(), np.random.default_rng(12)
     sent = produce_steps(broker, rng, 50, 3000)
-    config = Config(model=str(hash_model), input="in", output="out", group="g", worker_id="w", max_steps=100)
+    config = Config(model=str(hash_model), input="in", output="out", group="g", worker_id="w", max_steps=20)
     model = load_graph(hash_model)
     contract = read_contract(model, "hash")
     transport = Flaky(broker, config, rng)
