@@ -237,7 +237,7 @@ def test_what_would_not_be_exact_is_not_moved(small: tuple[Topics, Path, Path], 
     assert "it was cut off" in one_line(eddy("state", "import", cut, *of(target)))
     # The end of a stream, from a life of the group that its offsets do not know of.
     none, ended_at = np.empty(0, np.int64), np.array([3])
-    over = Snapshots(none, [], none, np.empty((0, 8), np.uint8), none, [b"old"], ended_at)
+    over = Snapshots(none, [], none, np.empty((0, 8), np.uint8), [b"old"], ended_at)
     (end,) = as_list(over.records(bytes.fromhex(read_head(file).digest), 1_000).values)
     produce(target.address, target.changelog, [(b"old", end)])
     assert "'old' among them" in one_line(eddy("state", "import", file, *of(target)))
