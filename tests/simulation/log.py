@@ -136,7 +136,8 @@ class Log:
         self.open: dict[int, int] = {}
         """Producer -> first offset of its transaction."""
         self.aborted: list[tuple[int, int, int]] = []
-        """(producer, first offset, offset of the marker)."""
+        """(producer, first offset, offset of the marker), as long as the marker is there: what readers are told."""
+        self._ever_aborted: list[tuple[int, int, int]] = []
         self.producers: dict[int, Producer] = {}
         self.changed: list[Callable[[], None]] = []
         """Whoever waits for data, once."""
@@ -210,6 +211,7 @@ class Log:
         first = self.open.pop(producer, None)
         if first is not None and not commit:
             self.aborted.append((producer, first, at))
+            self._ever_aborted.append((producer, first, at))
         self._tell()
 
     def _tell(self) -> None:
@@ -252,11 +254,11 @@ class Log:
 
     def history(self) -> list[Record]:
         """All committed records there ever were, cleaned away or not."""
-        aborted = [
-            b for b in self._written if b.transactional and (self.is_aborted(b) or b.producer in self._undecided(b))
-        ]
-        gone = {id(b) for b in aborted}
-        return [r for b in self._written if id(b) not in gone for r in b.records()]
+        return [r for b in self._written if not self._is_hidden(b) for r in b.records()]
+
+    def _is_hidden(self, batch: Batch) -> bool:
+        """From who reads committed."""
+        return batch.transactional and (_is_in(batch, self._ever_aborted) or batch.producer in self._undecided(batch))
 
     def _undecided(self, batch: Batch) -> set[int]:
         return {p for p, first in self.open.items() if batch.base >= first}
@@ -276,7 +278,7 @@ class Log:
         ]
 
     def is_aborted(self, batch: Batch) -> bool:
-        return any(p == batch.producer and first <= batch.base < marker for p, first, marker in self.aborted)
+        return _is_in(batch, self.aborted)
 
     # ---- the cleaner
 
@@ -289,7 +291,9 @@ class Log:
     def compact(self, upto: int, now_s: float, horizon_s: float) -> None:
         """What the cleaner makes of the log below ``upto``: of each key the newest record; nulls and markers go when
         ``horizon_s`` has passed since they were first cleaned; aborted records go at once. A cleaned batch keeps its
-        range of offsets; an empty one goes, unless it is its producer's last."""
+        range of offsets; an empty one goes, unless it is its producer's last. An aborted transaction is forgotten with
+        its marker, none of its records being left by then: readers, who hide its producer up to that marker, would hide
+        the next transactions, too."""
         active = next((b.base for b in self.batches if b.segment == self._segment), self.start)
         upto = min(upto, self.stable, active)
         last = {b.producer: b.base for b in self.batches if not b.control}
@@ -317,3 +321,9 @@ class Log:
                 data = encode_batch(rows, b.base, b.last, (b.producer, b.epoch), transactional=b.transactional)
                 kept.append(replace(b, data=data))
         self.batches = kept
+        markers = {b.base for b in kept if b.control}
+        self.aborted = [a for a in self.aborted if a[2] in markers]
+
+
+def _is_in(batch: Batch, transactions: Sequence[tuple[int, int, int]]) -> bool:
+    return any(p == batch.producer and first <= batch.base < marker for p, first, marker in transactions)
