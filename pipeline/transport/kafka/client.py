@@ -31,6 +31,9 @@ CLOSE_S = 2.0
 DISCONNECTED = (ConnectionLost, NodeNotReadyError, RequestTimedOutError)
 """No answer came; whether the request took effect is not known."""
 
+UNANSWERED = (ConnectionLost, RequestTimedOutError)
+"""It may have been sent: a copy of it may reach the broker later than all that is sent from now on."""
+
 GROUP, TRANSACTION = CoordinationType.GROUP, CoordinationType.TRANSACTION
 
 
@@ -155,11 +158,14 @@ class Client(AIOKafkaClient):
                 log.info("node %s does not answer: %r", node, error)
         return await self.send(nodes[0] if nodes else None, request)
 
-    async def ask(self, kind: Any, key: str, request: Any, codes: Callable[[Any], set[int]]) -> Any:
+    async def ask(
+        self, kind: Any, key: str, request: Any, codes: Callable[[Any], set[int]], *, once: bool = False
+    ) -> Any:
         """A coordinator's answer, asked again while it is away, loading, or busy with the last transaction.
 
-        Every request sent this way may take effect twice without harm. ``codes`` gives the answer's error numbers; an
-        answer with one that no repetition helps is returned. The caller bounds the time. Raises KafkaError.
+        Every request sent this way may take effect twice without harm, however late; ``once``: not where no answer
+        came, and then the error is raised. ``codes`` gives the answer's error numbers; an answer with one that no
+        repetition helps is returned. The caller bounds the time. Raises KafkaError.
         """
         pause = CONCURRENT_PAUSE_S
         while True:
@@ -168,6 +174,8 @@ class Client(AIOKafkaClient):
                 reply = await self.send(node, request, group=ConnectionGroup.COORDINATION)
             except KafkaError as error:
                 if not error.retriable and not isinstance(error, DISCONNECTED):
+                    raise
+                if once and isinstance(error, UNANSWERED):
                     raise
                 self.forget(kind, key)
                 await asyncio.sleep(RECONNECT_PAUSE_S)

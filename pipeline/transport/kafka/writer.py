@@ -159,8 +159,12 @@ class Writer:
         ]
 
     async def _ask(self, request: Any, name: str) -> None:
-        """A request to the transaction's coordinator that must succeed."""
-        reply = await self._client.ask(TRANSACTION, self.lane, request, _codes)
+        """A request to the transaction's coordinator that must succeed.
+
+        Where no answer comes it is not sent again under this epoch: a copy of it that is late would end, or move the
+        offsets of, the next transaction. The new epoch of ``settle`` shuts it out (X11).
+        """
+        reply = await self._client.ask(TRANSACTION, self.lane, request, _codes, once=True)
         bad = _codes(reply) - {0}
         if forbidden := bad & wire.NOT_AUTHORIZED.keys():
             topics = {t for t, rows in getattr(reply, "errors", ()) for _, code in rows if code in forbidden}
@@ -186,6 +190,7 @@ class Writer:
             membership.group,
             request,
             lambda r: {code for _, ps, _ in r.topics for _, code, _ in ps},
+            once=True,
         )
         return {partition: code for _, ps, _ in reply.topics for partition, code, _ in ps if code}
 
