@@ -57,8 +57,9 @@ def main() -> int:
     done = 0
     context = multiprocessing.get_context("spawn")
     run = partial(run_seed, bias=asked.bias)
-    with ProcessPoolExecutor(asked.jobs, context, max_tasks_per_child=PER_PROCESS) as pool:
-        for result in pool.map(run, seeds):
+    # Not concurrent.futures: where its processes are replaced, it may wait for a result that nobody computes.
+    with context.Pool(asked.jobs, maxtasksperchild=PER_PROCESS) as pool:
+        for result in pool.imap(run, seeds):
             done += 1
             virtual_s += result.virtual_s
             for name, n in result.counts.items():
@@ -67,7 +68,6 @@ def main() -> int:
                 failed += 1
                 print(report(result, options), flush=True)
                 if failed >= ENOUGH and not asked.keep_going:
-                    pool.shutdown(cancel_futures=True)
                     break
     took = time.perf_counter() - began
     each = took / max(done, 1) * asked.jobs
