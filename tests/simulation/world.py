@@ -140,6 +140,9 @@ class Plan:
         if plan.talks:
             # What a stream has said binds it; of one that was forgotten no history can be told.
             plan.poison = plan.config["state_ttl_s"] = 0.0
+        if plan.config["processing_guarantee"] == "at_least_once":
+            # Of two answers to one record, given before and after its stream was forgotten, either may be the first.
+            plan.config["state_ttl_s"] = 0.0
         return plan
 
 
