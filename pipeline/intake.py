@@ -1,4 +1,4 @@
-"""From fetched segments to a poll with its calls bound: slots, decode, plan.
+"""From fetched segments to a poll with its calls bound: slots (in placing.py), decode, plan.
 
 Nothing here happens per record where an array will do; the exceptions (ended streams, dead letters, new prompts,
 records that wait for others of their stream, a replay) are named at their place. Runs on the event loop, without a
@@ -8,13 +8,12 @@ clock and without I/O.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipeline.codecs import AheadCodec, Codec
 from pipeline.codecs.given import Given
-from pipeline.columns import I64, AnyArray, Bools, Headers, Segment, join_ahead
+from pipeline.columns import I64, AnyArray, Bools, Headers, join_ahead
 from pipeline.contract import Contract
 from pipeline.engine import Engine
 from pipeline.engine.graph import SCRATCH
@@ -23,20 +22,11 @@ from pipeline.heads import Head
 from pipeline.mark import Progress, contains
 from pipeline.order import Turn
 from pipeline.partition import Memory
+from pipeline.placing import Placing, Taken
 from pipeline.poll import Poll, Share
 from pipeline.residency import Residency
 from pipeline.scheduler import Limits, plan
 from pipeline.streams.slots import Slots
-
-
-@dataclass(slots=True)
-class _Taken:
-    """A segment's records with their slots, up to where it had to be cut."""
-
-    segment: Segment
-    slots: I64
-    failed: dict[int, tuple[RecordError, bytes | None, bytes | None]] = field(default_factory=dict)
-    ended: list[int] = field(default_factory=list)
 
 
 class Intake:
@@ -57,20 +47,14 @@ class Intake:
     ) -> None:
         """``saves_all``: every poll snapshots all streams that it advances."""
         self._contract, self._codec, self._head, self._engine = contract, codec, head, engine
-        self._slots, self._residency, self._limits = slots, residency, limits
+        self._slots, self._limits = slots, limits
+        self.placing = Placing(head, slots, residency, record_bytes_max)
         self.binds = head.choices != "none" or codec.choices != "none"
         """What is shown is a choice (X7)."""
         self._saves_all = saves_all or self.binds
         self._number = 0
-        self._record_bytes_max = record_bytes_max
         self.poll_steps = codec.poll_steps
         self._given = Given(contract) if contract.stream_constants else None
-        self.poison: dict[tuple[int, int], str] = {}
-        """(partition, offset) of records whose own run failed, and how (X11)."""
-
-    def forget_poison(self, partition: int, below: int) -> None:
-        """Records ``below`` this offset are done, those at fault among them."""
-        self.poison = {(p, o): why for (p, o), why in self.poison.items() if p != partition or o >= below}
 
     def admit(
         self,
@@ -88,11 +72,11 @@ class Intake:
         self._number += 1
         for _, slots in saving:
             self._slots.poll[slots] = self._number  # none of them may leave the arena for what comes now
-        taken: list[_Taken] = []
+        taken: list[Taken] = []
         shares: dict[int, Share] = {}
         at = 0
         for turn in turns:
-            of_turn = self._take(turn)
+            of_turn = self.placing.take(turn, self._number)
             if not of_turn:
                 continue
             memory = turn.memory
@@ -123,121 +107,6 @@ class Intake:
     def _share(memory: Memory, a: int, b: int, size: int) -> Share:
         return Share(memory, a, b, Progress(memory.admitted, memory.aside.runs), memory.admitted, size)
 
-    def _take(self, turn: Turn) -> list[_Taken]:
-        """Slots for a turn's records: first those that were set aside, then those of the stretch."""
-        memory = turn.memory
-        found: list[_Taken] = []
-        for i, (key, segment) in enumerate(turn.aside):
-            taken, n = self._look_up(memory, segment)
-            if n:
-                found.append(taken)
-            if n < len(segment):
-                # What is behind waits as well: a stream's later record would pass this one, and D might have no room.
-                memory.aside.give_back(key, segment.cut(n)[1])
-                for other, waits in turn.aside[i + 1 :]:
-                    memory.aside.give_back(other, waits)
-                turn.settle(0)
-                return found
-        chosen = turn.chosen()
-        if chosen is None:
-            return found
-        if not len(chosen):
-            turn.settle(0)
-            found.append(_Taken(chosen, np.empty(0, np.int64)))
-            return found
-        taken, n = self._look_up(memory, chosen)
-        turn.settle(n)
-        if n:
-            found.append(taken)
-        return found
-
-    def _look_up(self, memory: Memory, segment: Segment) -> tuple[_Taken, int]:
-        """Slots of the first records, and of how many: for those after them there was none."""
-        n = len(segment)
-        odd = self._odd(segment)
-        if not odd:
-            slots = self._where(memory, segment.keys)  # type: ignore[arg-type]  # none is None
-            return self._cut(memory, _Taken(segment, slots), len(slots))
-        # Records without key or value, or that are refused: between them, stretches that go by columns.
-        taken = _Taken(segment, np.zeros(n, np.int64))
-        done = 0
-        for i in [*sorted(odd), n]:
-            if i > done:
-                slots = self._where(memory, segment.keys[done:i])  # type: ignore[arg-type]
-                taken.slots[done : done + len(slots)] = slots
-                done += len(slots)
-                if done < i:
-                    break
-            if i == n:
-                break
-            key, value, error = segment.keys[i], segment.values[i], odd[i]
-            if key is not None and value is None:
-                if not self._end(memory, taken, i, key):
-                    break
-                if error is not None:
-                    taken.failed[i] = (error, key, value)
-            elif error is not None:
-                if key is not None:
-                    slot = self._where(memory, [key])
-                    if not len(slot):
-                        break
-                    taken.slots[i] = slot[0]
-                taken.failed[i] = (error, key, value)
-            done = i + 1
-        return self._cut(memory, taken, done)
-
-    def _where(self, memory: Memory, keys: list[bytes]) -> I64:
-        return self._residency.lookup(memory, keys, self._number)
-
-    def _odd(self, segment: Segment) -> dict[int, RecordError | None]:
-        """Records that are not simply decoded: dead letters with their reason, ends of streams with None."""
-        odd: dict[int, RecordError | None] = {}
-        keys, values = segment.keys, segment.values
-        if segment.headers is not None:
-            odd.update(self._head.refuse(segment.headers))
-        if None in values or max(map(len, values)) > self._record_bytes_max:  # type: ignore[arg-type]
-            for i, value in enumerate(values):
-                if value is None:
-                    odd[i] = None
-                elif len(value) > self._record_bytes_max:
-                    odd[i] = RecordError(
-                        "too-large",
-                        f"value of {len(value)} bytes, max_record_bytes is {self._record_bytes_max}",
-                    )
-        if None in keys:
-            for i, key in enumerate(keys):
-                if key is None:
-                    odd[i] = RecordError("no-key", "a record without a key belongs to no stream; produce it with a key")
-        for (partition, offset), why in self.poison.items():
-            if partition == segment.partition:
-                for i in np.flatnonzero(segment.offsets == offset).tolist():
-                    odd[i] = RecordError("engine", f"the model failed on this record alone: {why}")
-        return odd
-
-    def _end(self, memory: Memory, taken: _Taken, i: int, key: bytes) -> bool:
-        """A null value ends the stream; its slot is released when this poll is finished. A stream that is not known has
-        nothing to end. False: it is in the host tier, and no slot is free for its last word."""
-        if key not in memory.index and (memory.partition, key) not in memory.tier:
-            return True
-        found = self._where(memory, [key])
-        if not len(found):
-            return False
-        slot = int(found[0])
-        del memory.index[key]
-        self._slots.ending[slot] = True
-        taken.slots[i] = slot
-        taken.ended.append(i)
-        return True
-
-    @staticmethod
-    def _cut(memory: Memory, taken: _Taken, n: int) -> tuple[_Taken, int]:
-        """Keeps the first ``n`` records."""
-        if n < len(taken.segment):
-            memory.blocked = "slots"
-            taken.segment = taken.segment.cut(n)[0]
-            taken.slots = taken.slots[:n]
-        return taken, n
-
     def _feed(self, feeding: Sequence[Memory], shares: dict[int, Share], fed_max: int) -> I64:
         fed: list[I64] = []
         at = 0
@@ -261,7 +130,7 @@ class Intake:
         return np.concatenate(fed) if fed else np.empty(0, np.int64)
 
     def _assemble(
-        self, shares: list[Share], taken: list[_Taken], fed: I64, saving: Mapping[int, I64], now_ms: int
+        self, shares: list[Share], taken: list[Taken], fed: I64, saving: Mapping[int, I64], now_ms: int
     ) -> Poll:
         """One set of columns over all segments; decode, plan, bind."""
         segments = [t.segment for t in taken]

@@ -322,7 +322,7 @@ class Worker:
         for s in saved:
             self._copies.saved(s.memory.partition, s.part.snapshots, s.written)
             self._ownership.succeeded(s.memory.partition)
-            self._intake.forget_poison(s.memory.partition, s.part.committed)
+            self._intake.placing.forget(s.memory.partition, s.part.committed)
 
     def _stalled(self, error: Stalled) -> None:
         self.live = False
@@ -436,7 +436,7 @@ class Worker:
             # A first failure may be the device's: only who fails again by itself is at fault.
             fault = alone and self._pump.suspects(memory.partition, int(poll.offsets[0]))
             if fault:
-                self._intake.poison[(memory.partition, int(poll.offsets[0]))] = str(failed)
+                self._intake.placing.blame(memory.partition, int(poll.offsets[0]), str(failed))
             self._pump.suspect(memory.partition, s.next_offset)
             if not fault and self._ownership.failed_run(memory.partition) > FAILURES_MAX:
                 self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
