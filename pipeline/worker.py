@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
-from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ from pipeline.committer import Committer
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.copies import Copies
-from pipeline.engine import Engine, Run
-from pipeline.errors import EddyError, EngineFailed, Stalled, TakeoverError
+from pipeline.engine import Engine
+from pipeline.errors import Stalled, TakeoverError
 from pipeline.gauges import gauging
 from pipeline.heads import make_head
 from pipeline.inflow import Inflow
@@ -42,9 +40,9 @@ from pipeline.outlet import Outlet
 from pipeline.ownership import Ownership
 from pipeline.partition import Memory
 from pipeline.policy import SnapshotPolicy
-from pipeline.poll import Poll
 from pipeline.pump import STREAM_STEPS, Pump
 from pipeline.residency import Residency
+from pipeline.rounds import Rounds
 from pipeline.scheduler import Limits
 from pipeline.standby import Standbys
 from pipeline.streams.slots import Slots
@@ -55,12 +53,8 @@ from pipeline.watching import watch
 
 log = logging.getLogger(__name__)
 
-DEPTH = 2
-"""Runs with the engine at once: one runs, the next is bound already (S2)."""
 TIME_MAX = 256
 """Largest T of one call."""
-FAILURES_MAX = 5
-"""Runs of a partition that may fail in a row before it stops; one that names the record at fault does not count."""
 
 
 class Worker:
@@ -149,14 +143,10 @@ class Worker:
             0 if self._intake.binds else config.snapshot_interval_ms / 1e3, config.snapshot_bytes_per_second, row_bytes
         )
         self._pump = Pump(config, self._intake, order, self._policy, slots, codec.step_bytes, row_bytes, kept_bytes)
-        self._step_s = codec.step_s
-        self._polls: deque[Poll] = deque()
-        """Submitted and not yet finished, in order (S3)."""
         self._work = asyncio.Event()
         self._quiet = asyncio.Event()
         self._stopping = asyncio.Event()
         self._fatal: asyncio.Future[None] | None = None
-        self._waking: asyncio.TimerHandle | None = None
         self.live = True
         """False once nothing gets done: the process is about to end."""
         self._ahead = self._decoder(codec) if isinstance(codec, AheadCodec) else None
@@ -165,6 +155,21 @@ class Worker:
         )
         self._inflow = Inflow(
             transport, self._ownership, self._pump.bound, self._ahead, self._work.set, config.queue_bytes
+        )
+        self._rounds = Rounds(
+            self._engine,
+            self._pump,
+            self._intake.placing,
+            self._outlet,
+            self._policy,
+            self._ownership,
+            metrics,
+            self._work,
+            self._stopping,
+            codec.step_s,
+            self._inflow.throttle,
+            self._returned,
+            self._fail,
         )
 
     def _decoder(self, codec: AheadCodec) -> Ahead:
@@ -217,7 +222,7 @@ class Worker:
                 self._stalled,
             )
             for name, running in (
-                *(("fetching", self._inflow.run(self._stopping)), ("pumping", self._pumping())),
+                *(("fetching", self._inflow.run(self._stopping)), ("pumping", self._rounds.run())),
                 *(("committing", self._committer.run()), ("gauging", shown), ("watching", watching)),
             ):
                 tasks.append(asyncio.create_task(running, name=name))
@@ -236,8 +241,7 @@ class Worker:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
-            if self._waking is not None:
-                self._waking.cancel()
+            self._rounds.close()
             await self._ownership.close()
             await self._copies.close()
             self._residency.tier.close()
@@ -280,7 +284,7 @@ class Worker:
         """Drained when nothing is in flight and nothing waits for a commit."""
         if self._stopping.is_set():
             memories = self._ownership.memories()
-            busy = self._polls or any(m.pending or m.frozen is not None for m in memories)
+            busy = not self._rounds.idle or any(m.pending or m.frozen is not None for m in memories)
             # What is dirty is saved first: who takes over then has nothing to replay.
             if not busy and not any(m.dirty.lowest() is not None for m in memories):
                 self._quiet.set()
@@ -324,6 +328,12 @@ class Worker:
             self._ownership.succeeded(s.memory.partition)
             self._intake.placing.forget(s.memory.partition, s.part.committed)
 
+    def _returned(self) -> None:
+        """A run is back, and what of it can be committed waits for that."""
+        self._ownership.run_returned()
+        self._committer.wake.set()
+        self._settle_quiet()
+
     def _stalled(self, error: Stalled) -> None:
         self.live = False
         self._fail(error)
@@ -331,115 +341,3 @@ class Worker:
     def _fail(self, error: BaseException) -> None:
         if self._fatal is not None and not self._fatal.done():
             self._fatal.set_exception(error)
-
-    # ---- admit and run
-
-    async def _pumping(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while (poll := self._next()) is not None:
-                self._count(poll)
-                self._polls.append(poll)
-                self._engine.submit(poll.run, self._back)
-                self._inflow.throttle()
-                await asyncio.sleep(0)  # a run on the event loop must not keep the others from it
-
-    def _next(self) -> Poll | None:
-        """The next poll, if the engine has room for it (S2)."""
-        if self._engine.in_flight >= DEPTH:
-            return None
-        loop = asyncio.get_running_loop()
-        now_s, now_ms = loop.time(), int(time.time() * 1000)
-        memories = self._ownership.memories()
-        if self._stopping.is_set():
-            return self._pump.save(memories, now_s, now_ms)
-        held = self._pump.due
-        poll = self._pump.next(memories, now_s, now_ms)
-        if self._pump.due is not None and self._pump.due != held:
-            loop.call_at(self._pump.due, self._work.set)
-        if poll is None and (due := self._policy.next_s(memories)) is not None:
-            self._wake_at(due)
-        return poll
-
-    def _wake_at(self, due: float) -> None:
-        """Snapshots are due at a time of their own, whether or not records come."""
-        if self._waking is not None and self._waking.when() > due:
-            self._waking.cancel()
-            self._waking = None
-        if self._waking is None:
-            self._waking = asyncio.get_running_loop().call_at(due, self._woken)
-
-    def _woken(self) -> None:
-        self._waking = None
-        self._work.set()
-
-    def _count(self, poll: Poll) -> None:
-        if all(s.idle for s in poll.shares):
-            return  # nothing but snapshots
-        now = asyncio.get_running_loop().time()
-        self._metrics.poll(
-            len(poll.keys),
-            poll.steps,
-            [now - s.fetched_s for s in poll.shares],
-            [s.b - s.a for s in poll.shares],
-            record_bytes=sum(s.value_bytes for s in poll.shares),
-            media_s=poll.steps * self._step_s,
-        )
-        if poll.hidden is not None:
-            self._metrics.replay(replayed=int(poll.hidden.sum()))
-        for memory in (s.memory for s in poll.shares if s.memory.skipped):
-            self._metrics.replay(skipped=memory.skipped)
-            memory.skipped = 0
-
-    # ---- finish
-
-    def _back(self, run: Run) -> None:
-        """A run is done; polls finish in the order they came (S3)."""
-        try:
-            while self._polls and self._polls[0].run.left == 0:
-                self._finish(self._polls.popleft())
-        except Exception as error:  # noqa: BLE001  # a callback of the loop: there is nobody above to raise to
-            self._fail(error)
-        self._ownership.run_returned()
-        self._committer.wake.set()
-        self._work.set()
-        self._settle_quiet()
-
-    def _finish(self, poll: Poll) -> None:
-        error = poll.run.error
-        if error is None:
-            try:
-                self._outlet.finish(poll, asyncio.get_running_loop().time())
-            except EddyError as raised:
-                error = raised
-        if error is not None:
-            self._torn(poll, error)
-            return
-        for share in poll.shares:
-            if share.problem is not None and not share.memory.closed:
-                self._ownership.halt(share.memory.partition, share.problem)
-        self._metrics.engine(poll.run.batch_sizes, poll.run.seconds, generated=len(poll.fed))
-        for reason, n in Counter(error.reason for error, _, _ in poll.failed.values()).items():
-            self._metrics.dead_letters(reason, n)
-
-    def _torn(self, poll: Poll, error: BaseException) -> None:
-        """X11: partitions with a row in the batch drop their memory and take over; then its records run alone."""
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]  # a MemoryError says nothing
-        failed = EngineFailed(first, [s.memory.partition for s in poll.shares if not s.idle])
-        self._metrics.error(failed)
-        alone = len(poll.keys) == 1 and not len(poll.fed)
-        for s in poll.shares:
-            memory = s.memory
-            if memory.closed or s.idle:
-                continue
-            # A first failure may be the device's: only who fails again by itself is at fault.
-            fault = alone and self._pump.suspects(memory.partition, int(poll.offsets[0]))
-            if fault:
-                self._intake.placing.blame(memory.partition, int(poll.offsets[0]), str(failed))
-            self._pump.suspect(memory.partition, s.next_offset)
-            if not fault and self._ownership.failed_run(memory.partition) > FAILURES_MAX:
-                self._ownership.halt(memory.partition, f"{FAILURES_MAX} runs failed in a row, the last with: {failed}")
-            else:
-                self._ownership.retake(memory.partition, f"the model failed: {failed}")
-        self._outlet.abandon(poll)

@@ -15,8 +15,8 @@ from pipeline.codecs.resample import Position, Resampler
 from pipeline.columns import U8
 from pipeline.contract import CodecSpec, Contract, StepInput
 from pipeline.errors import ContractError
+from pipeline.rounds import Rounds
 from pipeline.transport.memory import MemoryBroker
-from pipeline.worker import Worker
 from tests.contracts import audio_contract, tensor_contract
 from tests.models import stepper
 from tests.unit.test_worker import made, new_broker, partition_of, running, until
@@ -290,7 +290,7 @@ async def test_a_poll_has_no_more_sound_than_can_be_resampled_in_a_moment(tmp_pa
     file = stepper(tmp_path / "ear" / "1", StepInput("x", "int16", (hop,)), CodecSpec("audio", settings={"rate": 8000}))
     broker = new_broker()
     sizes = []
-    monkeypatch.setattr(Worker, "_count", lambda self, poll: sizes.append((len(poll.keys), poll.steps)))
+    monkeypatch.setattr(Rounds, "_count", lambda self, poll: sizes.append((len(poll.keys), poll.steps)))
     keys = {partition_of(b"%d" % i): b"%d" % i for i in range(100)}
     assert len(keys) > 2
     for key in keys.values():
@@ -312,7 +312,7 @@ async def test_a_poll_begins_where_the_last_one_had_no_more_room(tmp_path, monke
     for topic in ("in", "out"):
         broker.create(topic, partitions)
     order: list[int] = []
-    monkeypatch.setattr(Worker, "_count", lambda self, poll: order.extend(s.memory.partition for s in poll.shares))
+    monkeypatch.setattr(Rounds, "_count", lambda self, poll: order.extend(s.memory.partition for s in poll.shares))
     for p in range(partitions):
         for _ in range(rounds):
             broker.produce("in", p, b"%d" % p, bytes(80 * SAMPLE_BYTES * 2))
