@@ -16,7 +16,7 @@ import pytest
 from pipeline.columns import Changelog, Committed, as_list, source_column
 from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TakeoverError, TopicError
 from pipeline.transport.base import LogRange, Written
-from tests.contract.transport_world import PARTITIONS, WAIT_S, CopyingWorker, Member, World, part, records
+from tests.contract.transport_world import PARTITIONS, TIME_MS, WAIT_S, CopyingWorker, Member, World, part, records
 
 
 def rows_of(stretch: Changelog) -> list[tuple[int, bytes, bytes | None]]:
@@ -220,7 +220,7 @@ class TransportSuite:
             assert [s.partition for s in outputs] == [2] * n
             assert [s.key for s in outputs] == keys
             assert [s.value for s in outputs] == [bytes(row) for row in matrix]
-            assert [s.timestamp for s in outputs] == [1_700_000_000_000 + i for i in range(n)]
+            assert [s.timestamp for s in outputs] == [TIME_MS + i for i in range(n)]
             assert [list(s.headers) for s in outputs] == [
                 [("eddy-model", b"m/1"), ("eddy-source", bytes(row))] for row in source
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from pipeline.transport.base import Transport
 
 WAIT_S = 20.0
 PARTITIONS = 4
+TIME_MS = int(time.time() * 1000) - 3_600_000
+"""Of the first record: old ones are taken away by the broker's retention, at a moment of its own."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Member:
 
 
 def records(keys: list[bytes | None], values: list[bytes | None] | np.ndarray, **headers: object) -> Records:
-    return Records(keys, values, np.arange(len(keys)) + 1_700_000_000_000, **headers)  # type: ignore[arg-type]
+    return Records(keys, values, np.arange(len(keys)) + TIME_MS, **headers)  # type: ignore[arg-type]
 
 
 def part(partition: int, committed: int, metadata: str = "m", **contents: Records) -> Part:

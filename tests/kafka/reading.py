@@ -63,6 +63,8 @@ class Reader:
         self._partitions = len(partitions)
         self._consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
         self._ends: set[int] = set()
+        self._next: dict[int, int] = {}
+        """Partition -> offset behind the last record that was read: after an assignment older ones may come again."""
         self.records: list[Record] = []
 
     def _leaders_know(self, topic: str) -> bool:
@@ -81,6 +83,9 @@ class Reader:
         for message in self._consumer.consume(10_000, timeout_s):
             error, partition = message.error(), message.partition()
             if error is None:
+                if message.offset() < self._next.get(partition, 0):
+                    continue
+                self._next[partition] = message.offset() + 1
                 self._ends.discard(partition)
                 at = (partition, message.offset(), message.key(), message.value())
                 self.records.append(Record(*at, message.headers() or (), message.timestamp()[1]))
@@ -109,10 +114,9 @@ class Reader:
         self._ends.clear()
         end = time.monotonic() + timeout_s
         # A partition tells its end again only after something new: a new assignment from here on makes all tell.
-        positions = self._consumer.position([TopicPartition(self._topic, p) for p in range(self._partitions)])
-        for p in positions:
-            p.offset = max(p.offset, 0)
-        self._consumer.assign(positions)
+        self._consumer.assign(
+            [TopicPartition(self._topic, p, self._next.get(p, OFFSET_BEGINNING)) for p in range(self._partitions)]
+        )
         while len(self._ends) < self._partitions:
             self._read(0.05)
             assert time.monotonic() < end, f"{self._topic}: no end of partitions within {timeout_s:g} s"

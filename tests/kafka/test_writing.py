@@ -27,7 +27,7 @@ from services.broker import Broker
 from tests.conftest import create_topic
 from tests.contract.test_transports import KafkaWorld
 from tests.contract.transport_suite import TransportSuite
-from tests.contract.transport_world import PARTITIONS, CopyingWorker, Member, part, records
+from tests.contract.transport_world import PARTITIONS, TIME_MS, CopyingWorker, Member, part, records
 
 pytestmark = pytest.mark.kafka
 
@@ -52,7 +52,7 @@ async def test_librdkafka_reads_what_was_built_by_columns(world: KafkaWorld, com
     n = 20_000  # offsets of one to three varint bytes
     keys: list[bytes | None] = [b"key %d" % i for i in range(n)]
     values = np.arange(n * 8, dtype=np.int64).view(np.uint8).reshape(n, -1)[:, :8].copy()
-    times = 1_700_000_000_000 + np.arange(n) * 37 % 1_000_003 - 500_000
+    times = TIME_MS + np.arange(n) * 37 % 1_000_003 - 500_000
     source = source_column(0, np.arange(n))
     async with member_of(world, compression=compression) as member:
         membership = await member.until_assigned()
