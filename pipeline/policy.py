@@ -1,7 +1,7 @@
 """Which streams are snapshotted when nothing makes them: the oldest dirty ones, on a timer, under a cap. Pure.
 
 ``snapshot_interval_ms`` is the aim: no stream stays dirty for longer. ``snapshot_bytes_per_second`` is the cap and
-wins: then R lags, and its age shows it. Partitions take turns, each with all that is about due.
+wins: then R lags, and its age shows it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,6 @@ LOOK_S = 0.01
 """Between two looks at what is due."""
 BURST_S = 0.1
 """The cap holds over so long a time."""
-AHEAD = 0.1
-"""Of the interval: so much earlier a stream is saved along with one of its partition that is due. A transaction that
-writes to one more log costs more than the snapshot."""
-AT_ONCE = 1 / 16
-"""Of all partitions, and four at least, are saved at one look: all at once would hold up everybody's outputs."""
 ROWS_MIN = 16
 """A cap smaller than a few rows at a time still lets so many through."""
 
@@ -54,12 +49,11 @@ class SnapshotPolicy:
                 continue  # of many partitions few have something due: the others are not looked into
             if (since := memory.dirty.since_s()) is not None and since <= before_s:
                 waiting.append((since, i))
-        found: list[tuple[Memory, I64]] = []
-        most = len(memories) if everything else max(4, int(len(memories) * AT_ONCE))
+        found = []
         for _, i in sorted(waiting):
-            if rows <= 0 or len(found) == most:
+            if rows <= 0:
                 break
-            slots = memories[i].dirty.oldest(before_s + self.interval_s * AHEAD, rows)
+            slots = memories[i].dirty.oldest(before_s, rows)
             if len(slots):
                 rows -= len(slots)
                 self._allowance -= len(slots) * self._row_bytes
