@@ -1,4 +1,4 @@
-"""The worker: moves columns between the rooms. Read it from top to bottom to follow a record.
+"""The worker: how the rooms are joined, what the group says, start and drain. To follow a record, go on in rounds.py.
 
     fetch -> admit (slots, decode, plan, bind) -> run in the arena -> finish (head) -> commit -> visible
 
