@@ -60,7 +60,7 @@ class Config:
     max_record_bytes: int = setting(1_048_576, "larger input records are dead letters, bytes", low=1)
     queue_bytes: int = setting(67_108_864, "fetched but not yet committed, of all partitions, bytes", low=65_536)
     fetch_max_bytes: int = setting(16_777_216, "one fetch from one broker, bytes", low=1024)
-    max_partition_fetch_bytes: int = setting(1_048_576, "one fetch of one partition, bytes", low=1024)
+    max_partition_fetch_bytes: int = setting(2_097_152, "one fetch of one partition, bytes", low=1024)
     processing_guarantee: str = setting(
         "exactly_once",
         "at_least_once shows outputs sooner, and may show some of them twice after a failure",

@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.ahead import Ahead
+from pipeline.columns import Segment
 from pipeline.ownership import Ownership
 from pipeline.partition import Memory
 from pipeline.transport.base import Transport
 
 FETCH_S = 0.5
 """A fetch that finds nothing returns after this; consumers must be polled even when all is paused."""
+MUCH = 1024
+"""Records of a partition that are yet to be fetched: where there are more, what is set aside waits for them (S3)."""
+READ_ON_S = 0.2
+"""So long after the last that came: what is in the log cannot always be read (an open transaction, no leader)."""
 
 
 class Inflow:
@@ -35,30 +40,57 @@ class Inflow:
         self._aside_bytes = aside_bytes
         self.paused: set[int] = set()
         """Partitions whose backlog is full."""
+        self._reading: dict[int, float] = {}
+        """Partitions of which there is much to read, and until when that is believed, seconds of the loop's clock."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         while not stopping.is_set():
-            segments = await self._transport.fetch(FETCH_S)
-            for fetched in segments:
-                segment = fetched
-                memory = self._ownership.memory(segment.partition)
-                if memory is None:
-                    continue
-                if segment.next_offset <= memory.fetched:
-                    continue
-                known = int(np.searchsorted(segment.offsets, memory.fetched))
-                if known:
-                    segment = segment.cut(known)[1]  # fetched before a rebalance moved the position
-                memory.fetched = segment.next_offset
-                segment.fetched_s = loop.time()
-                if self._ahead is not None:
-                    self._ahead.offer(memory, segment)
-                else:
-                    memory.offer(segment)
+            segments = await self._transport.fetch(READ_ON_S if self._reading else FETCH_S)
+            now_s = loop.time()
+            for segment in segments:
+                self._offer(segment, now_s)
+            over = self._look_ahead([s.partition for s in segments], now_s)
             if segments:
                 self.throttle()
+            if segments or over:
                 self._arrived()
+
+    def _offer(self, segment: Segment, now_s: float) -> None:
+        """Joins its partition's backlog, or is decoded first."""
+        memory = self._ownership.memory(segment.partition)
+        if memory is None or segment.next_offset <= memory.fetched:
+            return
+        known = int(np.searchsorted(segment.offsets, memory.fetched))
+        if known:
+            segment = segment.cut(known)[1]  # fetched before a rebalance moved the position
+        memory.fetched = segment.next_offset
+        segment.fetched_s = now_s
+        if self._ahead is not None:
+            self._ahead.offer(memory, segment)
+        else:
+            memory.offer(segment)
+
+    def _look_ahead(self, came: Sequence[int], now_s: float) -> bool:
+        """Notes where there is much to read; whether that is over somewhere."""
+        for partition, lag in self._transport.lag(came).items():
+            if lag > MUCH:
+                self._reading[partition] = now_s + READ_ON_S
+            else:
+                self._reading.pop(partition, None)
+        over = [partition for partition, until in self._reading.items() if until <= now_s]
+        for partition in over:
+            del self._reading[partition]
+        held = [m for m in self._ownership.memories() if m.reading_on]
+        self._read_on()
+        return any(not m.reading_on for m in held)
+
+    def _read_on(self) -> None:
+        """Where what is set aside waits: only while there is room for more of it, lest reading stops over it."""
+        memories = self._ownership.memories()
+        roomy = sum(m.aside.nbytes for m in memories) < self._aside_bytes * 3 // 4
+        for memory in memories:
+            memory.reading_on = roomy and memory.partition in self._reading and memory.partition not in self.paused
 
     def throttle(self) -> None:
         """Pauses partitions whose backlog is full, resumes those with room again."""
@@ -78,3 +110,4 @@ class Inflow:
         if roomy:
             self.paused -= roomy
             self._transport.resume(roomy)
+        self._read_on()

@@ -71,7 +71,7 @@ class Order:
         """About ``steps`` steps of ``step_bytes`` each, at most ``records_max`` records; None when none can go."""
         each = self._records(memory, step_bytes)
         aside: list[tuple[bytes, Segment]] = []
-        if memory.aside:
+        if memory.aside and not self._reads_first(memory):
             most = max(1, min(records_max, steps))
             aside = self._from_aside(memory, each, most)
             records_max -= sum(len(s) for _, s in aside)
@@ -102,7 +102,15 @@ class Order:
             return False
         if memory.backlog and memory.blocked is None:
             return True
-        return bool(memory.aside) and memory.aside.any(lambda key: self._ready(memory, key))
+        if not memory.aside or self._reads_first(memory):
+            return False
+        return memory.aside.any(lambda key: self._ready(memory, key))
+
+    def _reads_first(self, memory: Memory) -> bool:
+        """Whether what was set aside lets the partition be read on: neighbours of a hot stream that lie behind its
+        backlog are found as soon as they can be (S3). Not where reading waits for it (X2), nor for generations, of
+        which a poll takes little."""
+        return memory.reading_on and memory.blocked is None and not self._generates
 
     def _records(self, memory: Memory, step_bytes: int) -> int:
         """Of one stream in one poll."""
@@ -160,8 +168,10 @@ class Order:
         for i, key in enumerate(stretch.keys):
             if key is None:
                 now.append(i)
-            elif key in later or key in memory.aside or seen[key] >= each or not self._ready(memory, key):
-                later.setdefault(key, []).append(i)
+            elif (waits := later.get(key)) is not None:
+                waits.append(i)
+            elif key in memory.aside or seen[key] >= each or not self._ready(memory, key):
+                later[key] = [i]
             else:
                 seen[key] += 1
                 now.append(i)

@@ -102,6 +102,8 @@ class Memory:
     """Fetched, and on its way to the backlog: being decoded ahead, or waiting for that."""
     aside: Aside = field(default_factory=Aside)
     """Fetched and passed by its neighbours."""
+    reading_on: bool = False
+    """Much of its log is on its way: records that what is set aside keeps waiting (S3)."""
     pending: list[Done] = field(default_factory=list)
     """Finished, not yet in a part, in order."""
     uncommitted_bytes: int = 0

@@ -137,6 +137,7 @@ STEP = st.tuples(
     st.sampled_from(KEYS),
     st.booleans(),
     st.integers(0, 25),
+    st.booleans(),
 )
 
 
@@ -162,7 +163,7 @@ def test_the_same_with_little_room_in_d(small_d):
 
 
 def run(p: Partition, steps) -> None:
-    for keys, budget, records_max, finished, key, commit, slots_for in steps:
+    for keys, budget, records_max, finished, key, commit, slots_for, p.memory.reading_on in steps:
         if keys:
             p.offer(keys)
         p.take(budget, records_max, slots_for)
@@ -171,6 +172,7 @@ def run(p: Partition, steps) -> None:
         p.save(key)
         if commit:
             p.commit()
+    p.memory.reading_on = False
     for _ in range(2000):
         if not p.left:
             break
@@ -210,6 +212,36 @@ def test_a_hot_streams_neighbours_pass_it():
     assert len(p.waiting[b"0"]) > 15_000
     p.commit()
     assert p.memory.committed < 5000
+
+
+def test_what_is_set_aside_waits_while_its_partition_is_read_on():
+    p = Partition()
+    p.offer([b"0"] * 10 + [b"1"])
+    p.memory.reading_on = True
+    p.take(100, 100)
+    assert [key for _, key in p.polls[0][0]] == [b"0", b"0", b"0", b"1"]
+    assert not p.order.waits(p.memory)
+    assert not p.take(100, 100)
+    p.offer([b"0", b"2"])
+    p.take(100, 100)
+    assert [key for _, key in p.polls[1][0]] == [b"2"]
+    p.memory.reading_on = False
+    assert p.order.waits(p.memory)
+    p.take(100, 100)
+    assert [key for _, key in p.polls[2][0]] == [b"0"] * 3
+
+
+def test_what_is_set_aside_goes_where_reading_waits_for_it(small_d):
+    p = Partition()
+    p.offer([b"0"] * 20)
+    p.memory.reading_on = True
+    p.take(100, 100)
+    p.offer([b"0", b"1", b"0", b"2", b"0", b"3", b"0", b"4"] * 10)
+    for _ in range(60):
+        while p.take(100, 100):
+            pass
+        p.finish()
+    assert not p.memory.backlog, "all is read"
 
 
 # ---- streams that generate
