@@ -179,16 +179,18 @@ class Group:
         return 0 if member_id in self.members else UNKNOWN_MEMBER
 
     def _prepare(self) -> None:
+        waiting = []
         if self.state is State.COMPLETING:
             for m in self.members.values():
                 if m.sync is not None:
-                    sync, m.sync = m.sync, None
-                    m.heard_s = self._now()
-                    sync(Synced(REBALANCING))
+                    waiting.append(m.sync)
+                    m.sync, m.heard_s = None, self._now()
         self.state = State.PREPARING
         longest = max((m.rebalance_s for m in self.members.values()), default=0.0)
         until = self._preparing_until = self._now() + longest
         self._cluster.loop.call_later(longest, self._expire_join, until)
+        for answer in waiting:
+            answer(Synced(REBALANCING))  # who is told may join anew at once
         self._try_complete()
 
     def _expire_join(self, until: float) -> None:
