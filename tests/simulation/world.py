@@ -15,12 +15,17 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
+import pipeline.inflow
+import pipeline.worker
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.errors import Broken, EddyError
+from pipeline.inflow import MUCH
 from pipeline.mark import Mark
 from pipeline.metrics import Metrics
+from pipeline.pump import STREAM_STEPS
 from pipeline.transport.kafka import client as kafka_client
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.worker import Worker
@@ -88,6 +93,10 @@ class Plan:
     marker_s: float = 0.003
     slow_marker: float = 0.0
     engine_s: float = 0.003
+    stream_steps: int = STREAM_STEPS
+    """Of one stream in one poll: what exceeds it is set aside."""
+    much: int = MUCH
+    """Records yet to be fetched for which what is set aside waits."""
     horizon_s: float = 5.0
     epilogue: bool = False
     """In the end all workers die, every stream gets one more record, and a new worker serves it."""
@@ -137,6 +146,8 @@ class Plan:
             "processing_guarantee": rng.choice(["exactly_once"] * 4 + ["at_least_once"]),
             "state_ttl_s": rng.choice([0.0] * 5 + [1.0, 3.0]),
         }
+        plan.stream_steps = rng.choice([STREAM_STEPS, 1, 2])
+        plan.much = rng.choice([MUCH, 0, 3])
         if plan.talks:
             # What a stream has said binds it; of one that was forgotten no history can be told.
             plan.poison = plan.config["state_ttl_s"] = 0.0
@@ -216,6 +227,8 @@ class World:
                 virtual(loop, self.rng),
                 connected(self.network),
                 engines(random.Random(f"engine {plan.seed}"), self._engine_fails, plan.engine_s),
+                mock.patch.object(pipeline.worker, "STREAM_STEPS", plan.stream_steps),
+                mock.patch.object(pipeline.inflow, "MUCH", plan.much),
             ):
                 try:
                     loop.run_until_complete(self._play())
