@@ -21,9 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from services.embedded import Broker
 from tests.benchmarks.load import Load, committed, fill, pace, producer
-from tests.benchmarks.peers import START_S, Eddy, Place, cpu_s, drain, make_topics, paced, remove_topics, running
+from tests.benchmarks.peers import (
+    START_S,
+    Eddy,
+    Place,
+    broker,
+    cpu_s,
+    drain,
+    make_topics,
+    paced,
+    remove_topics,
+    running,
+)
 from tests.benchmarks.throughput import export_model, machine, say
 
 HEARTBEAT_MS = 1000
@@ -85,18 +95,14 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.a, self.folder = arguments, folder
         self.model = arguments.model or export_model(folder)
-        self.broker = Broker()
         self.made = 0
         self.found: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
-        self.broker.start()
-        try:
+        with broker() as self.broker:
             for what in self.a.what or WHAT:
                 say(what)
                 WHAT[what](self)
-        finally:
-            self.broker.stop()
         return self.found
 
     @contextmanager
@@ -246,7 +252,7 @@ class Bench:
                 pace_into(place, load, rate)
                 seen.until(streams + load.records, 120)
                 peer.kill()
-                took, cpu, broker = [], [], []
+                took, cpu, its_cpu = [], [], []
                 due = streams + load.records
                 for _ in range(self.a.rounds):
                     fill(place.address, place.source, Load(1000, 1000))
@@ -257,8 +263,8 @@ class Bench:
                     assigned, before, beside = time.monotonic(), peer.cpu_s(), self._broker_s()
                     took.append(seen.first_after(assigned) - assigned)
                     cpu.append(peer.cpu_s() - before)
-                    broker.append(self._broker_s() - beside)
-                    say(f"took over in {took[-1]:.2f} s, {cpu[-1]:.2f} s of CPU, {broker[-1]:.2f} s of the broker's")
+                    its_cpu.append(self._broker_s() - beside)
+                    say(f"took over in {took[-1]:.2f} s, {cpu[-1]:.2f} s of CPU, {its_cpu[-1]:.2f} s of the broker's")
                     seen.until(due, 60)
                     told = peer.counters()
                     restored, read = told["restored_snapshots_total"], told["restore_bytes_total"]
@@ -267,7 +273,7 @@ class Bench:
                 seen.close()
                 self.found[f"takeover of {restored:,.0f} streams, s, {name}"] = spread(took)
                 self.found[f"the worker's CPU for it, s, {name}"] = spread(cpu)
-                self.found[f"the broker's CPU for it, s, {name}"] = spread(broker)
+                self.found[f"the broker's CPU for it, s, {name}"] = spread(its_cpu)
                 self.found[f"bytes of snapshots a takeover reads, MB, {name}"] = round(read / 1e6)
                 self.found[f"records applied again by a takeover, {name}"] = round(again)
 

@@ -9,9 +9,11 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -24,6 +26,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+
+from services.embedded import Broker
 
 COORDINATOR_STARTS = (
     KafkaError.NOT_COORDINATOR,
@@ -45,6 +49,23 @@ class Place:
     target: str
     group: str
     partitions: int
+
+
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 << 30
+
+
+@contextmanager
+def broker() -> Iterator[Broker]:
+    """A started broker whose files are in memory, where a file system there has room: a page of an index that the disk
+    is slow to write stops every append behind it for seconds, and that is not what is measured."""
+    here = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES else None
+    with tempfile.TemporaryDirectory(prefix="eddy-bench-", dir=here) as folder:
+        it = Broker(Path(folder) / "broker")
+        it.start()
+        try:
+            yield it
+        finally:
+            it.stop()
 
 
 def make_topics(address: str, partitions: int, *names: str) -> None:

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from services.embedded import Broker
 from services.jars import KAFKA_VERSION
 from tests.benchmarks.load import Load, answers, fill
-from tests.benchmarks.peers import Eddy, Hand, Others, Peer, Place, drain, make_topics, paced, remove_topics
+from tests.benchmarks.peers import Eddy, Hand, Others, Peer, Place, broker, drain, make_topics, paced, remove_topics
 
 TOLERANCE = 1e-5
 CHECKED = 20
@@ -77,10 +76,8 @@ class Bench:
     def run(self) -> dict[str, Any]:
         a = self.a
         self.model = a.model or export_model(self.folder)
-        self.broker = Broker()
         say("starting Apache Kafka")
-        self.broker.start()
-        try:
+        with broker() as self.broker:
             self.address = self.broker.address
             self.backlog = Load(a.streams, a.records)
             make_topics(self.address, a.partitions, "backlog")
@@ -92,8 +89,6 @@ class Bench:
                 self._throughput(i)
                 if a.rate:
                     self._latency(i)
-        finally:
-            self.broker.stop()
         return {
             "machine": machine(),
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()},
