@@ -24,6 +24,7 @@ READ_ON_S = 0.2
 class Inflow:
     """See the module. ``bound``: bytes that each of these memories' backlogs may have; ``ahead``: where records are
     decoded first, None for a codec that needs no such thing; ``arrived`` is called when something was fetched;
+    ``light``: whether the polls of these times take next to no time;
     ``aside_bytes``: of records that wait for others of their stream, of all partitions."""
 
     def __init__(
@@ -33,10 +34,11 @@ class Inflow:
         bound: Callable[[Sequence[Memory]], int],
         ahead: Ahead | None,
         arrived: Callable[[], None],
+        light: Callable[[], bool],
         aside_bytes: int,
     ) -> None:
         self._transport, self._ownership = transport, ownership
-        self._bound, self._ahead, self._arrived = bound, ahead, arrived
+        self._bound, self._ahead, self._arrived, self._light = bound, ahead, arrived, light
         self._aside_bytes = aside_bytes
         self.paused: set[int] = set()
         """Partitions whose backlog is full."""
@@ -46,7 +48,8 @@ class Inflow:
     async def run(self, stopping: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         while not stopping.is_set():
-            segments = await self._transport.fetch(READ_ON_S if self._reading else FETCH_S)
+            timeout_s = READ_ON_S if self._reading else FETCH_S
+            segments = await self._transport.fetch(timeout_s, unhurried=self._ahead is None and self._light())
             now_s = loop.time()
             for segment in segments:
                 self._offer(segment, now_s)

@@ -154,7 +154,13 @@ class Worker:
             config, self._lane, self._ownership, metrics, self._stopping, self._committed, self._settle_quiet
         )
         self._inflow = Inflow(
-            transport, self._ownership, self._pump.bound, self._ahead, self._work.set, config.queue_bytes
+            transport,
+            self._ownership,
+            self._pump.bound,
+            self._ahead,
+            self._work.set,
+            lambda: self._engine.light,
+            config.queue_bytes,
         )
         self._rounds = Rounds(
             self._engine,

@@ -104,6 +104,8 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self.in_flight = 0
         """Runs handed over and not yet done."""
+        self.light = False
+        """The last run was expected to be over at once."""
         self._run_s = [1e-5 * 2**size for size in range(64)]
         """Expected seconds of a run by its size, the number of bits of its steps: a call costs before its first one."""
 
@@ -194,7 +196,8 @@ class Engine:
         event loop."""
         run.left = len(run.jobs)
         run.queued = time.perf_counter()
-        if not self._threads or (self.in_flight == 0 and self._run_s[run.steps.bit_length()] < INLINE_S):
+        self.light = self._run_s[run.steps.bit_length()] < INLINE_S
+        if not self._threads or (self.in_flight == 0 and self.light):
             self.in_flight += 1
             for job in run.jobs:
                 self._run(run, job)

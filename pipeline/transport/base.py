@@ -100,8 +100,11 @@ class Transport(Protocol):
         Raises TopicError (input or output missing, output with another number of partitions), Unreachable.
         """
 
-    async def fetch(self, timeout_s: float) -> list[Segment]:
+    async def fetch(self, timeout_s: float, *, unhurried: bool = False) -> list[Segment]:
         """Everything fetched since the last call, of all partitions that are not paused; waits for the first.
+
+        ``unhurried``: the caller has little to do, so what comes may wait for the end of the transaction that runs,
+        before which it cannot become visible (S2).
 
         Returns [] after ``timeout_s`` seconds. A segment holds only records at or after the partition's position
         (``seek``), in order, read committed, of the present assignment; what an older assignment had fetched is

@@ -191,7 +191,7 @@ class MemoryTransport:
 
     # ---- reading
 
-    async def fetch(self, timeout_s: float) -> list[Segment]:
+    async def fetch(self, timeout_s: float, *, unhurried: bool = False) -> list[Segment]:
         try:
             async with asyncio.timeout(timeout_s):
                 while not (segments := self._ready()):

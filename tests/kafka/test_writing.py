@@ -21,6 +21,7 @@ from pipeline.errors import GroupRefused, NotAuthorized, OutcomeUnknown, PartRef
 from pipeline.transport.base import Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import Client
+from pipeline.transport.kafka.pacing import Pacing
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.transport.kafka.writer import Writer, verdict
 from services.broker import Broker
@@ -150,7 +151,8 @@ async def test_two_writers_of_one_lane_end_each_others_transactions(world: Kafka
         membership = await first.until_assigned()
         client = Client(world.servers, "another", 5_000)
         await client.connect()
-        await Writer(client, f"{world.group}-{world.input}-w0", world.input, ("", "", ""), 10_000, "none").settle()
+        lane = f"{world.group}-{world.input}-w0"
+        await Writer(client, lane, world.input, ("", "", ""), Pacing(), 10_000, "none").settle()
         with pytest.raises(OutcomeUnknown):
             await first.transport.commit(membership, [part(0, 1, outputs=records([b"k"], [b"fenced"]))])
         await first.transport.settle()

@@ -35,8 +35,8 @@ class Fetched(Watched):
         super().__init__(*args)
         self.fetched: dict[int, list[int]] = {p: [] for p in range(PARTITIONS)}
 
-    async def fetch(self, timeout_s: float):
-        segments = await super().fetch(timeout_s)
+    async def fetch(self, timeout_s: float, **how):
+        segments = await super().fetch(timeout_s, **how)
         for segment in segments:
             self.fetched[segment.partition] += segment.offsets.tolist()
         return segments
@@ -200,9 +200,9 @@ async def test_after_a_revocation_nothing_is_sent_until_the_next_assignment(hash
 class Overlapping(Watched):
     """Gives records again that it gave before, as what was fetched before a rebalance moved the position may be."""
 
-    async def fetch(self, timeout_s: float):
+    async def fetch(self, timeout_s: float, **how):
         segments = []
-        for segment in await super().fetch(timeout_s):
+        for segment in await super().fetch(timeout_s, **how):
             log = self._broker.topics["in"][segment.partition]
             first = max(0, int(segment.offsets[0]) - 3)
             segments.append(self._segment(segment.partition, first, log[first : segment.next_offset]))

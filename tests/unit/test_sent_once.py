@@ -15,6 +15,7 @@ from pipeline.columns import Membership, Part, Records
 from pipeline.errors import OutcomeUnknown
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import Client
+from pipeline.transport.kafka.pacing import Pacing
 from pipeline.transport.kafka.writer import Writer
 
 
@@ -41,7 +42,7 @@ class Silent(Client):
 @pytest.mark.parametrize("kind", [AddOffsetsToTxnRequest, wire.AddPartitionsToTxn, wire.TxnOffsetCommit, EndTxnRequest])
 async def test_a_request_of_a_transaction_that_had_no_answer_is_not_sent_again(kind):
     client = Silent(kind)
-    writer = Writer(client, "lane", "in", ("out", "in.dlq", "changelog"), 1000, "none")
+    writer = Writer(client, "lane", "in", ("out", "in.dlq", "changelog"), Pacing(), 1000, "none")
     await writer.settle()
     # Only a transaction that writes records adds partitions; one that writes none needs no leader.
     outputs = Records.none()
@@ -54,7 +55,7 @@ async def test_a_request_of_a_transaction_that_had_no_answer_is_not_sent_again(k
 
 async def test_the_writer_is_settled_by_asking_until_there_is_an_answer():
     client = Silent(InitProducerIdRequest)
-    writer = Writer(client, "lane", "in", ("out", "in.dlq", "changelog"), 1000, "none")
+    writer = Writer(client, "lane", "in", ("out", "in.dlq", "changelog"), Pacing(), 1000, "none")
     with pytest.raises(OutcomeUnknown):
         await writer.settle()
     assert client.sent[InitProducerIdRequest] > 1

@@ -1,11 +1,11 @@
 """The transport over a real Apache Kafka, on aiokafka's client and group membership.
 
-``transport`` puts the pieces together. To read: ``reader`` is the group member, ``columns`` what it fetches; ``logs``
-ranges and changelogs, ``fetching`` their bytes, ``stretches`` their columns. To write: ``writer`` the lane's
-transactions, ``publisher`` what goes outside of them, ``sender`` the batches of both, ``records`` their bytes. To ask:
-``groups`` offsets and members, ``dead_owners`` who holds others back, ``topics`` what must exist before anything runs,
-``topic_watch`` whether it still does. Beneath: ``client`` is one bounded connection to the cluster; ``wire``,
-``inquiries`` and ``rows`` the requests that aiokafka lacks.
+``transport`` puts the pieces together. To read: ``reader`` is the group member, ``columns`` what it fetches,
+``pacing`` when; ``logs`` ranges and changelogs, ``fetching`` their bytes, ``stretches`` their columns. To write:
+``writer`` the lane's transactions, ``publisher`` what goes outside of them, ``sender`` the batches of both,
+``records`` their bytes. To ask: ``groups`` offsets and members, ``dead_owners`` who holds others back, ``topics`` what
+must exist before anything runs, ``topic_watch`` whether it still does. Beneath: ``client`` is one bounded connection
+to the cluster; ``wire``, ``inquiries`` and ``rows`` the requests that aiokafka lacks.
 
 What is used of aiokafka beyond its public interface (``tests/kafka/test_insides.py`` holds it)::
 

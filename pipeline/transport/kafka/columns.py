@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -108,13 +108,17 @@ def _clean(headers: list[tuple[str, bytes | None]]) -> Headers:
 
 
 class ColumnFetcher(Fetcher):
-    """aiokafka's fetcher, whose results are columns and are taken without waiting."""
+    """aiokafka's fetcher, whose results are columns and are taken without waiting. ``turn`` returns when a request may
+    be sent."""
 
-    def __init__(self, *args: Any, on_data: Callable[[], None], **kwargs: Any) -> None:
-        self._on_data = on_data
+    def __init__(
+        self, *args: Any, on_data: Callable[[], None], turn: Callable[[], Awaitable[None]], **kwargs: Any
+    ) -> None:
+        self._on_data, self._turn = on_data, turn
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> Any:
+        await self._turn()
         began = time.monotonic()
         woken = await super()._proc_fetch_request(assignment, node_id, request)  # type: ignore[no-untyped-call]
         # Nothing has been able to run since the records were put there: nobody has seen them as aiokafka's.

@@ -36,6 +36,7 @@ from pipeline.transport.base import AssignmentListener
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import CLOSE_S, GROUP, Client
 from pipeline.transport.kafka.columns import ColumnFetcher
+from pipeline.transport.kafka.pacing import Pacing
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,8 @@ class Reader(ConsumerRebalanceListener):
     answer on its way from each broker (``fetch_max_bytes``).
     """
 
-    def __init__(self, config: Config, client: Client, listener: AssignmentListener) -> None:
-        self._config, self._client, self._listener = config, client, listener
+    def __init__(self, config: Config, client: Client, listener: AssignmentListener, pacing: Pacing) -> None:
+        self._config, self._client, self._listener, self._pacing = config, client, listener, pacing
         self._topic = config.input
         self._subscription = SubscriptionState()
         self._running: set[int] = set()
@@ -154,6 +155,7 @@ class Reader(ConsumerRebalanceListener):
             client,
             self._subscription,
             on_data=self._wake.set,
+            turn=pacing.turn,
             fetch_max_bytes=config.fetch_max_bytes,
             max_partition_fetch_bytes=config.max_partition_fetch_bytes,
             fetch_max_wait_ms=FETCH_WAIT_MS,
@@ -245,8 +247,9 @@ class Reader(ConsumerRebalanceListener):
 
     # Asked by the worker
 
-    async def fetch(self, timeout_s: float) -> list[Segment]:
+    async def fetch(self, timeout_s: float, *, unhurried: bool = False) -> list[Segment]:
         """See Transport.fetch."""
+        self._pacing.unhurried = unhurried
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
         while True:

@@ -26,6 +26,7 @@ from pipeline.transport.kafka.dead_owners import DeadOwners
 from pipeline.transport.kafka.fetching import FOLLOW, RESTORE, LogFetcher
 from pipeline.transport.kafka.groups import fetch_offsets, members_of, stable_offsets
 from pipeline.transport.kafka.logs import EARLIEST, LATEST, follow_changelogs, offsets_at, read_changelog
+from pipeline.transport.kafka.pacing import Pacing
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
 from pipeline.transport.kafka.topic_watch import TopicWatch
@@ -84,7 +85,8 @@ class _Open:
             "changelog": config.changelog,
         }
         written = (config.output, config.dead_letters, config.changelog)
-        reader = Reader(config, reading, listener)
+        pacing = Pacing()
+        reader = Reader(config, reading, listener, pacing)
         restoring, following = (Client(servers, name, config.request_timeout_ms) for _ in range(2))
         return _Open(
             reading,
@@ -96,6 +98,7 @@ class _Open:
                 lane,
                 config.input,
                 written,
+                pacing,
                 config.transaction_timeout_ms,
                 config.compression,
                 config.snapshot_compression,
@@ -203,8 +206,8 @@ class KafkaTransport:
             raise RuntimeError("the transport was not started")
         return self._open
 
-    async def fetch(self, timeout_s: float) -> list[Segment]:
-        return await self._opened.reader.fetch(timeout_s)
+    async def fetch(self, timeout_s: float, *, unhurried: bool = False) -> list[Segment]:
+        return await self._opened.reader.fetch(timeout_s, unhurried=unhurried)
 
     def pause(self, partitions: Collection[int]) -> None:
         self._opened.reader.pause(partitions)

@@ -19,6 +19,7 @@ from pipeline.errors import CommitError, ConfigError, GroupRefused, NotAuthorize
 from pipeline.transport.base import Written
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, TRANSACTION, Client
+from pipeline.transport.kafka.pacing import Pacing
 from pipeline.transport.kafka.sender import Place, Sender, all_of
 
 INVALID_TRANSACTION_TIMEOUT = 50
@@ -59,13 +60,15 @@ class Writer:
         lane: str,
         input_topic: str,
         topics: tuple[str, str, str],
+        pacing: Pacing,
         timeout_ms: int,
         compression: str,
         snapshot_compression: str = "none",
     ) -> None:
-        """``topics``: of outputs, dead letters and snapshots. ``timeout_ms``: after it the broker aborts for us."""
+        """``topics``: of outputs, dead letters and snapshots. ``pacing`` is told of transactions. ``timeout_ms``: after
+        it the broker aborts for us."""
         self.lane = lane
-        self._client = client
+        self._client, self._pacing = client, pacing
         self._input = input_topic
         self._output, self._dead_letters, self._changelog = topics
         self._timeout_ms = timeout_ms
@@ -102,12 +105,13 @@ class Writer:
             return {}
         self._settled = False  # whatever ends this early, a cancellation included, leaves it to be settled
         try:
-            async with asyncio.timeout(self._client.limit_s):
-                while (written := await self._transaction(membership, parts)) is None:
-                    # Its end was never asked for, so once settled nothing of it is visible, and the parts may go again
-                    # as they were; whether the partitions are still ours is compared anew (X1).
-                    await self.settle()
-                    self._settled = False
+            with self._pacing.transaction():
+                async with asyncio.timeout(self._client.limit_s):
+                    while (written := await self._transaction(membership, parts)) is None:
+                        # Its end was never asked for, so once settled nothing of it is visible, and the parts may go
+                        # again as they were; whether the partitions are still ours is compared anew (X1).
+                        await self.settle()
+                        self._settled = False
         except TimeoutError:
             raise OutcomeUnknown(f"the transaction had no answer within {self._client.limit_s:g} s") from None
         except KafkaError as error:
@@ -134,6 +138,7 @@ class Writer:
         sent, offsets = await all_of(self._sender.send(built), self._offsets(membership, parts))
         if self._sender.cut_smaller(sent):
             return None
+        self._pacing.ending()
         failure = verdict(
             {place: code for place, (code, _) in sent.refused.items()}, offsets, membership.group, self._input
         )

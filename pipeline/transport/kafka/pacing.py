@@ -1,0 +1,44 @@
+"""How often the input is asked for more while a transaction runs (S2)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+LONGEST_S = 0.05
+"""Nobody waits longer for a transaction's end: one that the broker is slow with must not hold back what can be done."""
+
+
+class Pacing:
+    """What is fetched while a transaction runs is visible with the next one at the earliest. Where it is little work,
+    it is asked for once, when the transaction is about to end, and not as each record arrives: the same answers at the
+    same time, for a fraction of the requests and polls, which would only slow the transaction down.
+
+    ``unhurried``: whoever works on what comes has little to do.
+    """
+
+    def __init__(self) -> None:
+        self.unhurried = False
+        self._may_go = asyncio.Event()
+        self._may_go.set()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One runs inside."""
+        self._may_go.clear()
+        try:
+            yield
+        finally:
+            self._may_go.set()
+
+    def ending(self) -> None:
+        """All that is left of it is its end: time enough to fetch, and to work on, what goes into the next one."""
+        self._may_go.set()
+
+    async def turn(self) -> None:
+        """Returns when a fetch may be sent."""
+        if self.unhurried and not self._may_go.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_S):
+                    await self._may_go.wait()
