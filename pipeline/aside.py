@@ -102,10 +102,16 @@ class Aside:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The offsets that wait here."""
+        """The offsets that wait here. A transaction's marker behind one of them counts with it, or D would take a run
+        for each."""
         if self._runs is None:
-            offsets = [s.offsets for queue in self._queues.values() for s in queue]
-            self._runs = runs_of(np.sort(np.concatenate(offsets), kind="stable")) if offsets else ()
+            segments = [s for queue in self._queues.values() for s in queue]
+            offsets = np.concatenate([np.empty(0, np.int64), *(s.offsets for s in segments)])
+            ends = np.concatenate(
+                [np.empty(0, np.int64), *(s.ends if s.ends is not None else s.offsets + 1 for s in segments)]
+            )
+            ascending = np.argsort(offsets, kind="stable")
+            self._runs = runs_of(offsets[ascending], ends[ascending])
         return self._runs
 
     def first_of(self, offset: int) -> bytes | None:

@@ -50,6 +50,9 @@ class Segment:
     """When it was fetched, seconds of the event loop's clock."""
     ahead: list[AnyArray | RecordError | None] | None = None
     """What became of each record that was decoded before its poll; None for what is not to be decoded."""
+    ends: I64 | None = None
+    """int64 ``[n]``: behind each record, where the next record of the partition lies (no record is between them). None
+    where nobody has asked."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -82,6 +85,7 @@ class Segment:
             head_bytes,
             self.fetched_s,
             self.ahead[:i] if self.ahead is not None else None,
+            self.ends[:i] if self.ends is not None else None,
         )
         rest = Segment(
             self.partition,
@@ -94,6 +98,7 @@ class Segment:
             self.value_bytes - head_bytes,
             self.fetched_s,
             self.ahead[i:] if self.ahead is not None else None,
+            self.ends[i:] if self.ends is not None else None,
         )
         return first, rest
 
@@ -111,6 +116,7 @@ class Segment:
             sum(map(len, filter(None, values))),
             self.fetched_s,
             [self.ahead[i] for i in which] if self.ahead is not None else None,
+            self.ends[which] if self.ends is not None else None,
         )
 
     @staticmethod
@@ -119,6 +125,7 @@ class Segment:
         first, last = segments[0], segments[-1]
         if len(segments) == 1:
             return first
+        ends = [s.ends for s in segments if s.ends is not None]
         headers: list[Headers] | None = None
         if any(s.headers is not None for s in segments):
             headers = [h for s in segments for h in (s.headers if s.headers is not None else [()] * len(s))]
@@ -133,6 +140,7 @@ class Segment:
             sum(s.value_bytes for s in segments),
             first.fetched_s,
             join_ahead(segments),
+            np.concatenate(ends) if len(ends) == len(segments) else None,
         )
 
 

@@ -33,14 +33,16 @@ Run = tuple[int, int]
 FOR_EVER = 2**63 - 1
 
 
-def runs_of(offsets: I64) -> tuple[Run, ...]:
-    """Ascending, distinct offsets, int64 ``[n]``."""
+def runs_of(offsets: I64, ends: I64 | None = None) -> tuple[Run, ...]:
+    """Ascending, distinct offsets, int64 ``[n]``, each alone or up to its end, which is not beyond the next offset."""
     if not len(offsets):
         return ()
-    breaks = np.flatnonzero(np.diff(offsets) != 1)
+    if ends is None:
+        ends = offsets + 1
+    breaks = np.flatnonzero(offsets[1:] > ends[:-1])
     firsts = offsets[np.concatenate(([0], breaks + 1))]
-    ends = offsets[np.concatenate((breaks, [len(offsets) - 1]))] + 1
-    return tuple(zip(firsts.tolist(), ends.tolist()))
+    lasts = ends[np.concatenate((breaks, [len(offsets) - 1]))]
+    return tuple(zip(firsts.tolist(), lasts.tolist()))
 
 
 def without(runs: Iterable[Run], taken: Sequence[Run]) -> list[Run]:

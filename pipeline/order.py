@@ -137,21 +137,24 @@ class Order:
         memory = turn.memory
         stretch = turn.stretch
         assert stretch is not None
+        every = stretch.offsets
         if memory.replaying and len(stretch) and stretch.offsets[0] < memory.replay_until:
             stretch = turn.stretch = _not_applied(memory, stretch)
         looks = self._generates or memory.aside or memory.expiring
         if not looks and (len(stretch) <= each or max(Counter(stretch.keys).values()) <= each):
             return
+        ends = np.append(every, stretch.next_offset)[np.searchsorted(every, stretch.offsets, "right")]
+        stretch.ends = ends
         self._set_aside(turn, stretch, each)
         if not turn.later:
             turn.now = None
             if not memory.aside:
                 return
-        waiting = np.sort(np.concatenate([np.empty(0, np.int64), *(stretch.offsets[w] for w in turn.later.values())]))
-        if _fits(memory, stretch.next_offset, runs_of(waiting)):
+        waiting = np.sort(np.concatenate([np.empty(0, np.int64), *map(np.asarray, turn.later.values())]))
+        if _fits(memory, stretch.next_offset, runs_of(stretch.offsets[waiting], ends[waiting])):
             return
         # What would pass them waits, as far as it must: behind the first of this stretch, or all of it.
-        cut = int(np.searchsorted(stretch.offsets, waiting[0])) if len(waiting) else 0
+        cut = int(waiting[0]) if len(waiting) else 0
         end = int(stretch.offsets[cut]) if cut else memory.admitted
         if cut and not _fits(memory, end):
             cut, end = 0, memory.admitted

@@ -14,6 +14,7 @@ from pipeline.errors import CommitError, EddyError, GroupRefused, NotAuthorized,
 from pipeline.transport.base import GroupMember
 from pipeline.transport.kafka.client import Client
 from pipeline.transport.kafka.groups import members_of
+from pipeline.transport.kafka.pacing import Pacing
 from pipeline.transport.kafka.reader import Reader
 from pipeline.transport.kafka.writer import Writer
 from services.state.group import name_members
@@ -57,12 +58,22 @@ async def only_member(
     """
     _refuse(config, await members_of(client, config.group, config.input))
     lane = f"{config.group}-{config.input}-{config.worker_id}"
-    writer = Writer(client, lane, config.input, topics, config.transaction_timeout_ms, "none")
+    pacing = Pacing()
+    writer = Writer(
+        client,
+        lane,
+        config.input,
+        topics,
+        pacing,
+        config.transaction_timeout_ms,
+        config.compression,
+        config.snapshot_compression,
+    )
     join_s = config.session_timeout_ms / 1000 + JOIN_MARGIN_S
     joining = Client(config.bootstrap_servers, f"{config.worker_id}-{os.getpid()}", int(join_s * 1000))
     await joining.connect()
     listener = _Listener()
-    reader = Reader(config, joining, listener)
+    reader = Reader(config, joining, listener, pacing)
     try:
         reader.join()
         try:

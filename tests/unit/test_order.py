@@ -45,10 +45,11 @@ class Partition:
         self.saved: dict[bytes, int] = {}
         self.tags = 0
 
-    def offer(self, keys: list[bytes], *, dense: bool = False) -> None:
+    def offer(self, keys: list[bytes], *, dense: bool = False, markers: bool = False) -> None:
         offsets = []
         for i, key in enumerate(keys):
-            self.offset += 1 + (i % 5 == 4 and not dense)  # now and then an offset holds no record
+            # Now and then an offset holds no record; behind each where every record has a transaction of its own.
+            self.offset += 1 + (markers or (i % 5 == 4 and not dense))
             offsets.append(self.offset - 1)
             self.records[self.offset - 1] = key
             self.waiting[key].append(self.offset - 1)
@@ -113,13 +114,17 @@ class Partition:
         mark = Mark.decode(part.metadata)
         assert mark is not None
         end = self.memory.progress.next
-        done = {o for o in range(end) if o not in self.records or o in self.done}
+        done = {o for o in range(end) if (record := self._record_at(o)) is None or record in self.done}
         first = min({*range(end + 1)} - done)
         assert part.committed == mark.committed == first, "C"
         assert mark.done_above == runs_of(np.array(sorted(o for o in done if o > first), np.int64)), "D"
         unsaved = [o for o in self.done if o > self.saved.get(self.records[o], -1)]
         assert mark.replay_from == min([first, *unsaved]), "R (X6)"
         self.memory.saved(part)
+
+    def _record_at(self, offset: int) -> int | None:
+        """The record there, or the last one before an offset that holds none: that is told with it."""
+        return next((o for o in range(offset, -1, -1) if o in self.records), None)
 
     @property
     def left(self) -> int:
@@ -242,6 +247,18 @@ def test_what_is_set_aside_goes_where_reading_waits_for_it(small_d):
             pass
         p.finish()
     assert not p.memory.backlog, "all is read"
+
+
+def test_the_markers_of_the_inputs_transactions_take_no_room_in_d(small_d):
+    p = Partition()
+    p.offer([b"0"] * 200, markers=True)
+    p.offer([b"1"], markers=True)
+    while p.waiting[b"1"]:
+        assert p.take(100, 100)
+        p.finish()
+    p.commit()
+    assert len(p.waiting[b"0"]) > 150
+    assert len(p.memory.progress.done_above) <= 2
 
 
 # ---- streams that generate
