@@ -23,7 +23,7 @@ SOURCE = struct.Struct(">iq")
 def check(world: World) -> list[str]:
     problems: list[str] = []
     for p in range(world.plan.partitions):
-        inputs = world.cluster.logs["in", p].visible()
+        inputs = world.inputs(p)
         outputs = world.cluster.logs["out", p].visible()
         place = (world.config.dead_letters, p)
         dead = world.cluster.logs[place].visible() if place in world.cluster.logs else []

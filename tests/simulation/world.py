@@ -18,12 +18,13 @@ from typing import Any
 from unittest import mock
 
 import pipeline.inflow
+import pipeline.mark
 import pipeline.worker
 from pipeline.config import Config
 from pipeline.contract import Contract
 from pipeline.errors import Broken, EddyError
 from pipeline.inflow import MUCH
-from pipeline.mark import Mark
+from pipeline.mark import DONE_BYTES_MAX, Mark
 from pipeline.metrics import Metrics
 from pipeline.pump import STREAM_STEPS
 from pipeline.transport.kafka import client as kafka_client
@@ -33,6 +34,7 @@ from tests.simulation import invariants, model
 from tests.simulation.client import Faults, Network, connected
 from tests.simulation.cluster import Cluster
 from tests.simulation.engine import engines
+from tests.simulation.log import Record
 from tests.simulation.loop import Process, SimLoop, Stuck, virtual
 
 INPUT, OUTPUT, GROUP = "in", "out", "g"
@@ -79,6 +81,8 @@ class Plan:
     graceful: int = 0
     crashes: int = 0
     compactions: int = 0
+    retentions: int = 0
+    """The input loses all that no takeover may have to read again."""
     joins: int = 0
     """Rebalances that no worker's fate has caused."""
     engine_faults: float = 0.0
@@ -95,6 +99,8 @@ class Plan:
     engine_s: float = 0.003
     stream_steps: int = STREAM_STEPS
     """Of one stream in one poll: what exceeds it is set aside."""
+    done_bytes: int = DONE_BYTES_MAX
+    """Room for D (X2)."""
     much: int = MUCH
     """Records yet to be fetched for which what is set aside waits."""
     horizon_s: float = 5.0
@@ -146,7 +152,9 @@ class Plan:
             "processing_guarantee": rng.choice(["exactly_once"] * 4 + ["at_least_once"]),
             "state_ttl_s": rng.choice([0.0] * 5 + [1.0, 3.0]),
         }
+        plan.retentions = rng.choice([0, 2, 5])
         plan.stream_steps = rng.choice([STREAM_STEPS, 1, 2])
+        plan.done_bytes = rng.choice([DONE_BYTES_MAX, DONE_BYTES_MAX, 8])
         plan.much = rng.choice([MUCH, 0, 3])
         if plan.talks:
             # What a stream has said binds it; of one that was forgotten no history can be told.
@@ -200,9 +208,15 @@ class World:
         self.lives: dict[str, Life] = {}
         self.problems: list[str] = []
         self.counts: dict[str, int] = {}
+        self._lost: dict[int, list[Record]] = {p: [] for p in range(plan.partitions)}
+        """Records of the input that its retention took."""
         self._say = say
         self._process_number = 0
         self._engine_good_s = 0.0
+
+    def inputs(self, partition: int) -> list[Record]:
+        """All that was ever to be read there."""
+        return self._lost[partition] + self.cluster.logs[INPUT, partition].visible()
 
     def count(self, what: str, n: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
@@ -228,6 +242,7 @@ class World:
                 connected(self.network),
                 engines(random.Random(f"engine {plan.seed}"), self._engine_fails, plan.engine_s),
                 mock.patch.object(pipeline.worker, "STREAM_STEPS", plan.stream_steps),
+                mock.patch.object(pipeline.mark, "DONE_BYTES_MAX", plan.done_bytes),
                 mock.patch.object(pipeline.inflow, "MUCH", plan.much),
             ):
                 try:
@@ -290,8 +305,7 @@ class World:
         group = self.cluster.groups.group(GROUP)
         for p in range(self.plan.partitions):
             c = group.offsets.get((INPUT, p))
-            log = self.cluster.logs[INPUT, p]
-            visible = log.visible()
+            visible = self.inputs(p)
             last = visible[-1].offset + 1 if visible else 0
             if c is None or c.offset < last or group.pending:
                 return False
@@ -304,9 +318,10 @@ class World:
 
     def _all_said(self) -> bool:
         """A prompt is done when it was applied; what follows from it may take longer."""
-        places = [(self.cluster.logs[INPUT, p], self.cluster.logs[OUTPUT, p]) for p in range(self.plan.partitions)]
-        asked = sum(bool(r.key and r.value and invariants.spoken(r.value)) for log, _ in places for r in log.visible())
-        ended = sum("eddy-finish" in dict(r.headers) for _, log in places for r in log.visible())
+        partitions = range(self.plan.partitions)
+        asked = sum(bool(r.key and r.value and invariants.spoken(r.value)) for p in partitions for r in self.inputs(p))
+        said = [r for p in partitions for r in self.cluster.logs[OUTPUT, p].visible()]
+        ended = sum("eddy-finish" in dict(r.headers) for r in said)
         return ended >= asked
 
     def _left(self) -> str:
@@ -435,6 +450,7 @@ class World:
         acts: list[Callable[[], None]] = []
         acts += [self._kill_one] * plan.kills + [self._stop_one] * plan.stops + [self._end_one] * plan.graceful
         acts += [self._crash_one] * plan.crashes + [self._compact] * plan.compactions + [self._join] * plan.joins
+        acts += [self._retain] * plan.retentions
         rng.shuffle(acts)
         times = sorted(rng.random() * (plan.faults_s - 0.5) + 0.3 for _ in acts)
         for at, act in zip(times, acts):
@@ -484,6 +500,17 @@ class World:
                 self.lives.pop(name)
 
         self.loop.call_later(1.0 + self.rng.random() * 3, go)
+
+    def _retain(self) -> None:
+        """Retention comes up to R (X6) and not beyond."""
+        for p in range(self.plan.partitions):
+            stable = self.cluster.groups.group(GROUP).offsets.get((INPUT, p))
+            mark = Mark.decode(stable.metadata) if stable is not None else None
+            log = self.cluster.logs[INPUT, p]
+            if mark is not None and mark.replay_from > log.start:
+                self.count("retentions")
+                self._lost[p] += [r for r in log.visible() if r.offset < mark.replay_from]
+                log.truncate(mark.replay_from)
 
     def _compact(self) -> None:
         self.count("compactions")
