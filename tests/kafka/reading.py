@@ -127,9 +127,9 @@ class Reader:
 
 
 def read_all(address: str, topic: str) -> list[Record]:
-    """A whole topic as it is now, read committed."""
+    """A whole topic as it is now, read committed, partition by partition."""
     reader = Reader(address, topic)
     try:
-        return reader.rest()
+        return sorted(reader.rest(), key=lambda r: (r.partition, r.offset))
     finally:
         reader.close()
