@@ -271,6 +271,8 @@ class Part:
     snapshots: Records = field(default_factory=Records.none)
     asked_ms: I64 = field(default_factory=lambda: np.empty(0, np.int64))
     """Timestamps of the input records that it makes done; nothing is written of them."""
+    frozen_ms: int = 0
+    """When, by the wall clock."""
 
 
 IMPORTING = "eddy: states are being imported, and not all of them are here yet"
@@ -297,6 +299,8 @@ class Changelog:
     """Where a reading goes on: above it is what this stretch has not told of."""
     log_end: int = 0
     """What the reading goes up to, where it has an end; 0: not known."""
+    whole_ms: int = 0
+    """When the log had nothing above ``next_offset``, by the wall clock; 0: it may have had."""
 
     @property
     def value_bytes(self) -> int:

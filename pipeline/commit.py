@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.columns import Membership, Part, Records
 from pipeline.errors import CommitError, GroupRefused, PartRefused
-from pipeline.mark import Tags, Verdict, changelog_mark, own_rule, stable_tag
+from pipeline.mark import Tags, Topics, Verdict, own_rule, stable_tag
 from pipeline.partition import Memory
 from pipeline.transport.base import Transport, Written
 
@@ -128,8 +128,8 @@ class Lane:
     def _part(self, memory: Memory, now_ms: int) -> Part | None:
         if memory.frozen is not None:
             return memory.frozen.part
-        changelog = changelog_mark(self._transport.changelog_id)
-        return memory.freeze(self._tags.next(), self._digest, now_ms, self._merge, changelog)
+        topics = Topics.of(self._transport.changelog_id, self._transport.input_id)
+        return memory.freeze(self._tags.next(), self._digest, now_ms, self._merge, topics)
 
     async def _publish(self, frozen: Sequence[tuple[Memory, Part]]) -> list[Part]:
         """X13; returns the parts without what is out."""

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.columns import Changelog, Records
+from pipeline.columns import Changelog, Part
 from pipeline.errors import CommitError, LocalCopyFailed, TakeoverError
 from pipeline.metrics import Metrics
 from pipeline.reading import Reading
@@ -29,8 +29,6 @@ from pipeline.transport.base import Transport, Written
 log = logging.getLogger(__name__)
 
 TEND_S = 5.0
-TOUCH_S = 60.0
-"""A copy's file notes at most so often that it has all there is."""
 ROOM_BYTES = 1 << 30
 """Addresses for what a copy may hold are reserved at once up to here; beyond, as it turns out to be needed."""
 CONFIRM_S = 3600.0
@@ -58,7 +56,6 @@ class _Kept:
     """Commits that are heard of while it is brought into step."""
     catching_up: asyncio.Task[None] | None = None
     confirmed_s: float = 0.0
-    touched_s: float = 0.0
 
 
 class Copies:
@@ -106,16 +103,16 @@ class Copies:
 
     async def _read_into(self, partition: int, kept: _Kept, newest: Newest, reading: Reading) -> bool:
         """False: see ``_read``."""
-        began = time.perf_counter()
+        began, began_ms = time.perf_counter(), _now_ms()
         kept.in_step = False
         try:
+            self._shelf.renew(partition, kept.copy, began_ms)
             async with self._loading:
                 await on_a_thread(lambda: _load(kept.copy, reading))
         except LocalCopyFailed as error:
             self._failed(partition, error)
             return False
         kept.known, start = True, kept.copy.next_offset
-        newest.told |= start > 0
         if len(newest):
             log.info(
                 "partition %d: %d streams from the local copy up to offset %d of the changelog, in %.0f ms",
@@ -131,7 +128,7 @@ class Copies:
             # It is longer than the log, or the log is damaged behind it: what the log itself says counts.
             self._begin_anew(partition, kept, str(error))
             return False
-        self._confirm(partition, kept)
+        self._confirm(partition, kept, began_ms)
         return True
 
     # ---- what is committed
@@ -141,14 +138,15 @@ class Copies:
         self._owned = frozenset(partitions)
         self._let_go()
 
-    def saved(self, partition: int, snapshots: Records, written: Written | None) -> None:
+    def saved(self, part: Part, written: Written | None) -> None:
         """A part of an owned partition is committed, and its snapshots are ``written`` there; None: nobody knows."""
+        partition, snapshots = part.partition, part.snapshots
         kept = self._kept.get(partition)
         if kept is None:
             return
         if not len(snapshots):
             if kept.in_step:
-                self._confirm(partition, kept)
+                self._confirm(partition, kept, part.frozen_ms)
         elif written is None:
             kept.in_step, kept.missed = False, True  # ``tend`` reads it from the changelog
         elif written.first >= kept.copy.next_offset:  # else a takeover that began since then has read it
@@ -156,7 +154,7 @@ class Copies:
             stretch = Changelog(keys, snapshots.values, np.arange(written.first, written.next), written.next)
             if kept.in_step:
                 self._append(partition, kept, stretch)
-                self._confirm(partition, kept)
+                self._confirm(partition, kept, part.frozen_ms)
             elif kept.waiting is not None:
                 kept.waiting.append(stretch)
 
@@ -176,11 +174,14 @@ class Copies:
         return positions
 
     def followed(self, partition: int, stretch: Changelog) -> None:
-        """A stretch of the changelog of a partition that this worker stands by for."""
+        """A stretch of the changelog of a partition that this worker stands by for; it may be the news that there is
+        nothing new."""
         kept = self._kept.get(partition)
         if kept is not None and partition not in self._owned:
-            self._append(partition, kept, stretch)
-            self._confirm(partition, kept)
+            if stretch.next_offset > kept.copy.next_offset:
+                self._append(partition, kept, stretch)
+            if stretch.whole_ms:
+                self._confirm(partition, kept, stretch.whole_ms)
 
     def void(self, partition: int, why: str) -> None:
         """The copy of a partition that this worker stands by for is of a log that is gone."""
@@ -230,6 +231,7 @@ class Copies:
             if kept.known or not self._is(partition, kept):
                 return
             try:
+                self._shelf.renew(partition, kept.copy, _now_ms())
                 await on_a_thread(lambda: _run_out(kept.copy.read()))
             except LocalCopyFailed as error:
                 self._failed(partition, error)
@@ -261,17 +263,21 @@ class Copies:
         try:
             await self._know(partition, kept)
             async with self._turn(kept):
+                began_ms = _now_ms()
+                self._shelf.renew(partition, kept.copy, began_ms)
                 async for stretch in self._transport.changelog(partition, kept.copy.next_offset):
                     self._append(partition, kept, stretch)
                 for stretch in kept.waiting:
                     if stretch.next_offset > kept.copy.next_offset:
                         self._append(partition, kept, stretch)
             if not kept.missed:
-                self._confirm(partition, kept)
+                self._confirm(partition, kept, began_ms)
         except CommitError as error:
             log.info("partition %d: the local copy is not in step yet: %s", partition, error)
         except TakeoverError as error:
             self._begin_anew(partition, kept, str(error))
+        except LocalCopyFailed as error:
+            self._failed(partition, error)
         finally:
             kept.waiting = kept.catching_up = None
 
@@ -299,22 +305,20 @@ class Copies:
     def _append(self, partition: int, kept: _Kept, stretch: Changelog) -> None:
         if self._is(partition, kept):
             try:
-                kept.copy.append(stretch, _now_ms())
+                kept.copy.append(stretch)
             except LocalCopyFailed as error:
                 self._failed(partition, error)
 
-    def _confirm(self, partition: int, kept: _Kept) -> None:
-        """It has all there is."""
+    def _confirm(self, partition: int, kept: _Kept, whole_ms: int) -> None:
+        """It has all there was at ``whole_ms``; that may be long ago if this process stood still."""
         if not self._is(partition, kept):
             return
         kept.in_step = True
         kept.confirmed_s = asyncio.get_running_loop().time()
-        if kept.confirmed_s - kept.touched_s > TOUCH_S:
-            kept.touched_s = kept.confirmed_s
-            try:
-                kept.copy.touch(_now_ms())
-            except LocalCopyFailed as error:
-                self._failed(partition, error)
+        try:
+            kept.copy.whole(whole_ms)
+        except LocalCopyFailed as error:
+            self._failed(partition, error)
 
     def _begin_anew(self, partition: int, kept: _Kept, why: str) -> None:
         if not self._is(partition, kept):
@@ -322,7 +326,7 @@ class Copies:
         log.warning("partition %d: the local copy is void: %s", partition, why)
         kept.in_step = False
         try:
-            kept.copy.reset()
+            kept.copy.reset(_now_ms())
         except LocalCopyFailed as error:
             self._failed(partition, error)
 

@@ -12,21 +12,45 @@ import enum
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.columns import I64, Bools, Committed
 from pipeline.errors import Broken
 
-MARK_VERSION = 2
+MARK_VERSION = 3
 MARK_BYTES_MAX = 3000
 """Of base64 beside an offset (X2); brokers refuse more than 4,096 by default."""
-_MARK = struct.Struct("<B16sqqH8s8s")
+_OF_2 = struct.Struct("<B16sqqH8s8s")
+"""The version before, which does not say of which input an offset is; newer ones begin like it."""
+_MARK = struct.Struct("<B16sqqH8s8s8s")
+_FORMS = {2: _OF_2, MARK_VERSION: _MARK}
 DONE_BYTES_MAX = MARK_BYTES_MAX * 3 // 4 - _MARK.size - 3
 """What D may take of a mark, bytes."""
 
 ANY = bytes(8)
-"""In place of a changelog's mark: none was known."""
+"""In place of a topic's mark: none was known."""
+
+
+class Topics(NamedTuple):
+    """Which topic an offset is of, and which one its snapshots are in: eight bytes of the id of each. One that was
+    deleted and made anew has the same name, and another id."""
+
+    changelog: bytes = ANY
+    input: bytes = ANY
+
+    @staticmethod
+    def of(changelog_id: bytes, input_id: bytes) -> Topics:
+        """From topic ids of 16 bytes; all zero: the cluster has none."""
+        return Topics(changelog_id[: len(ANY)], input_id[: len(ANY)])
+
+    def others(self, there: Topics) -> list[str]:
+        """Which of them are ``there`` no more, the one under their name being another."""
+        return [name for name, was, now in zip(self._fields, self, there) if ANY not in (was, now) and was != now]
+
+
+NOT_KNOWN = Topics()
 
 Run = tuple[int, int]
 """Offsets from the first to before the second."""
@@ -125,14 +149,14 @@ class Mark:
     done_above: tuple[Run, ...] = ()
     """D."""
     version: int = MARK_VERSION
-    changelog: bytes = ANY
-    """Which topic the snapshots are in (``changelog_mark``)."""
+    topics: Topics = NOT_KNOWN
 
     def encode(self) -> str:
+        above = self.done_above
         head = _MARK.pack(
-            self.version, self.tag, self.committed, self.replay_from, len(self.done_above), self.digest, self.changelog
+            *(self.version, self.tag, self.committed, self.replay_from, len(above), self.digest, *self.topics)
         )
-        text = base64.b64encode(head + _encode_runs(self.committed, self.done_above)).decode()
+        text = base64.b64encode(head + _encode_runs(self.committed, above)).decode()
         if len(text) > MARK_BYTES_MAX:
             raise Broken(f"offset metadata of {len(text)} bytes, at most {MARK_BYTES_MAX}")
         return text
@@ -142,22 +166,18 @@ class Mark:
         """None for metadata that is not Eddy's (blank, or another program's)."""
         try:
             raw = base64.b64decode(text, validate=True)
-            version, tag, committed, replay_from, runs, digest, changelog = _MARK.unpack_from(raw)
+            form = _FORMS.get(raw[0], _OF_2)
+            version, tag, committed, replay_from, runs, digest, *topics = form.unpack_from(raw)
             # Of a version that is not known only the version is believed: the takeover names it.
-            done = _decode_runs(committed, raw[_MARK.size :], runs) if version == MARK_VERSION else ()
+            done = _decode_runs(committed, raw[form.size :], runs) if version in _FORMS else ()
         except (binascii.Error, ValueError, IndexError, struct.error):
             return None
-        return Mark(tag, committed, replay_from, digest, done, version, changelog)
+        return Mark(tag, committed, replay_from, digest, done, version, Topics(*topics))
 
     @property
     def done(self) -> list[Run]:
         """All that is done: below C, and D."""
         return [(-FOR_EVER, self.committed), *self.done_above]
-
-
-def changelog_mark(topic_id: bytes) -> bytes:
-    """Eight bytes of a topic id, 16 bytes; ``ANY`` of one that is all zero (a cluster without topic ids)."""
-    return topic_id[:8] if any(topic_id) else ANY
 
 
 def _encode_runs(start: int, runs: Iterable[Run]) -> bytes:

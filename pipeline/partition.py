@@ -12,7 +12,7 @@ from pipeline.aside import Aside
 from pipeline.columns import I64, RECORD_OVERHEAD, Membership, Part, Records, Segment
 from pipeline.dirty import Dirty
 from pipeline.errors import Broken
-from pipeline.mark import ANY, Mark, Progress, Run
+from pipeline.mark import NOT_KNOWN, Mark, Progress, Run, Topics
 from pipeline.streams.slots import Index, Slots
 from pipeline.streams.snapshots import Snapshots
 from pipeline.streams.tier import Tier
@@ -216,7 +216,7 @@ class Memory:
         return self.base is None or self.frozen is not None or any(not d.unhurried for d in self.pending)
 
     def freeze(
-        self, tag: bytes, digest: bytes, now_ms: int, merge: Callable[[Records], Records], changelog: bytes = ANY
+        self, tag: bytes, digest: bytes, now_ms: int, merge: Callable[[Records], Records], topics: Topics = NOT_KNOWN
     ) -> Part | None:
         """What is finished becomes a part (X2); None when there is nothing that the group does not know yet (a new
         group does not know its start: X8).
@@ -256,9 +256,9 @@ class Memory:
         if not (new_group or len(outputs) or len(dead) or len(snapshots) or moved):
             self.uncommitted_bytes -= size
             return None
-        mark = Mark(tag, now.low, replay_from, digest, now.done_above, changelog=changelog)
+        mark = Mark(tag, now.low, replay_from, digest, now.done_above, topics=topics)
         asked = np.concatenate([d.asked_ms for d in done]) if done else np.empty(0, np.int64)
-        part = Part(self.partition, tag, now.low, mark.encode(), outputs, dead, snapshots, asked)
+        part = Part(self.partition, tag, now.low, mark.encode(), outputs, dead, snapshots, asked, now_ms)
         ended = dict(zip(latest.ended_keys, latest.ended_applied.tolist()))
         self.frozen = Frozen(part, size, replay_from, ended, latest.keys, forgotten)
         self.published = False

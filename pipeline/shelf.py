@@ -60,15 +60,20 @@ class Shelf:
             return None
         try:
             copy = LocalCopy.open(
-                self._directory, Source(self._group, self._topic, self._transport.changelog_id, partition)
+                self._directory, Source(self._group, self._topic, self._transport.changelog_id, partition), now_ms
             )
-            if copy is not None and copy.expired(now_ms, self._retention_ms or 0):
-                log.info("partition %d: the local copy is too old, the whole changelog is read", partition)
-                copy.reset()
+            if copy is not None:
+                self.renew(partition, copy, now_ms)
         except LocalCopyFailed as error:
             self.failed(partition, error)
             return None
         return copy
+
+    def renew(self, partition: int, copy: LocalCopy, now_ms: int) -> None:
+        """Begins it anew where it is too old to be relied upon (X14). Raises LocalCopyFailed."""
+        if copy.expired(now_ms, self._retention_ms or 0):
+            log.info("partition %d: the local copy is too old, the whole changelog is read", partition)
+            copy.reset(now_ms)
 
     def failed(self, partition: int, error: LocalCopyFailed) -> None:
         """Its copy is lost; said once, and tried again later."""

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.columns import I64, IMPORTING, U8, Bools, Committed, Membership
 from pipeline.copies import Copies, on_a_thread
 from pipeline.errors import SlotsExhausted, TakeoverError
-from pipeline.mark import ANY, MARK_VERSION, Mark, Run, changelog_mark, contains, stable_tag
+from pipeline.mark import MARK_VERSION, NOT_KNOWN, Mark, Run, Topics, contains, stable_tag
 from pipeline.partition import Memory
 from pipeline.residency import Residency
 from pipeline.streams.slots import Index, Slots
@@ -35,8 +35,8 @@ class Found:
     """The offset's metadata, where it is Eddy's."""
     log: LogRange
     restored: Restored
-    changelog: bytes = ANY
-    """Of the topic that was read."""
+    topics: Topics = NOT_KNOWN
+    """Those that are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ async def read(
                 continue
         # 4. What the input still holds.
         log_range = (await transport.log_ranges([partition]))[partition]
-        changelog = changelog_mark(transport.changelog_id)
+        topics = Topics.of(transport.changelog_id, transport.input_id)
         mark = Mark.decode(committed.metadata) if committed is not None else None
         # The sums of many snapshots take long: the others' records and the heartbeats go on beside it.
         judge = partial(restore, newest, digest)
         restored = await on_a_thread(judge) if len(newest) > MANY else judge()
-        return Found(partition, committed, mark, log_range, restored, changelog)
+        return Found(partition, committed, mark, log_range, restored, topics)
 
 
 def check(found: Found, digest: bytes, *, resets: bool = False) -> Start | None:
@@ -122,10 +122,16 @@ def check(found: Found, digest: bytes, *, resets: bool = False) -> Start | None:
     if not resets:
         need(mark.digest == digest, _other_rows(mark.digest, digest))
         need(not restored.problems, _say(restored.problems))
+    gone = mark.topics.others(found.topics)
     need(
-        ANY in (mark.changelog, found.changelog) or mark.changelog == found.changelog,
+        "changelog" not in gone,
         "the changelog topic is not the one that the group's states were written to: it was deleted and made anew, and"
         " the states are gone; delete the group's offsets (or give another --group) to begin from nothing",
+    )
+    need(
+        "input" not in gone,
+        f"the input topic is not the one that the committed offset {offset} is of: it was deleted and made anew;"
+        " delete the changelog topic and the group's offsets (or give another --group) to begin from nothing",
     )
     need(mark.committed == offset, f"offset {offset} does not match its metadata's C {mark.committed}")
     need(

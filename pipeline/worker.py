@@ -330,7 +330,7 @@ class Worker:
         """Parts are visible; none where memories were checked and found to be ours."""
         self._work.set()
         for s in saved:
-            self._copies.saved(s.memory.partition, s.part.snapshots, s.written)
+            self._copies.saved(s.part, s.written)
             self._ownership.succeeded(s.memory.partition)
             self._intake.placing.forget(s.memory.partition, s.part.committed)
 

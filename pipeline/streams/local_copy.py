@@ -39,6 +39,7 @@ HEAD = struct.Struct("<8sIII")
 SLACK_BYTES = 16 << 20
 """A file grows by so much at least before it is rewritten."""
 REWRITING = ".new"
+NOTE_MS = 60_000
 AHEAD_MS = 60_000
 """A file from further in the future than this is of a clock that was set back, and has no age."""
 
@@ -72,11 +73,13 @@ class LocalCopy:
     next restart.
     """
 
-    def __init__(self, path: Path, source: Source, file: FileIO) -> None:
+    def __init__(self, path: Path, source: Source, file: FileIO, now_ms: int) -> None:
         """Use ``open``; ``file`` is locked."""
         self._path, self._source, self._file = path, source, file
-        self._written_ms: int | None = os.fstat(file.fileno()).st_mtime_ns // 1_000_000
-        """None: it begins here and now."""
+        self._whole_ms = os.fstat(file.fileno()).st_mtime_ns // 1_000_000
+        """When it was known to be all of the changelog, or to be read from its begin."""
+        self._noted_ms = self._whole_ms
+        """What the file says of that."""
         found = _head_of(file, source)
         self._seed, self._begin = found or (0, 0)
         self._end = os.fstat(file.fileno()).st_size
@@ -85,10 +88,10 @@ class LocalCopy:
         self.next_offset = 0
         """Where the changelog is to be read on from; known once ``read`` came to its end."""
         if found is None:
-            self.reset()
+            self.reset(now_ms)
 
     @staticmethod
-    def open(directory: Path, source: Source) -> LocalCopy | None:
+    def open(directory: Path, source: Source, now_ms: int) -> LocalCopy | None:
         """The copy as it was left, or an empty one where there is none of this very changelog.
 
         None where another process has it. Raises LocalCopyFailed.
@@ -97,7 +100,7 @@ class LocalCopy:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             file = _locked(path)
-            return LocalCopy(path, source, file) if file is not None else None
+            return LocalCopy(path, source, file, now_ms) if file is not None else None
         except OSError as error:
             raise LocalCopyFailed(_cannot(path, "opened", error)) from error
 
@@ -114,20 +117,25 @@ class LocalCopy:
     def expired(self, now_ms: int, delete_retention_ms: int) -> bool:
         """Too long ago that it was all of the changelog (X14): a tombstone that it has not seen may be gone from there.
 
-        It was so at the last ``append`` or ``touch`` before it was opened. While it is open and follows the changelog,
-        there is nothing to ask.
+        Also of one that is open: its process may have stood still.
         """
-        if self._written_ms is None:
-            return False
-        age = now_ms - self._written_ms
+        age = now_ms - self._whole_ms
         return age > delete_retention_ms // 2 or age < -AHEAD_MS
 
-    def touch(self, now_ms: int) -> None:
-        """Notes that the changelog has nothing more than this, at ``now_ms``. Raises LocalCopyFailed."""
+    def whole(self, at_ms: int) -> None:
+        """The changelog had nothing more than this at that time; the file notes it once a minute, and when it is
+        written to. Raises LocalCopyFailed."""
+        self._whole_ms = max(self._whole_ms, at_ms)
+        if self._whole_ms - self._noted_ms > NOTE_MS:
+            self._note()
+
+    def _note(self) -> None:
+        """Also after every writing, which has made the file look younger than what it holds."""
         try:
-            os.utime(self._file.fileno(), ns=(now_ms * 1_000_000, now_ms * 1_000_000))
+            os.utime(self._file.fileno(), ns=(self._whole_ms * 1_000_000, self._whole_ms * 1_000_000))
         except OSError as error:
             raise self._failed("written", error) from error
+        self._noted_ms = self._whole_ms
 
     def read(self) -> Iterator[Changelog]:
         """All it has, in order; then ``next_offset`` is known, and what follows the last whole block is cut off.
@@ -144,10 +152,11 @@ class LocalCopy:
             except OSError as error:
                 raise self._failed("cut", error) from error
             self._end = position
+            self._note()
         self._limit, self._was_read = position + SLACK_BYTES, True
 
-    def append(self, stretch: Changelog, now_ms: int) -> None:
-        """Adds committed records from ``next_offset`` on, at ``now_ms``. Raises LocalCopyFailed (a full disk).
+    def append(self, stretch: Changelog) -> None:
+        """Adds committed records from ``next_offset`` on. Raises LocalCopyFailed (a full disk).
 
         Of a key that is in the stretch more than once only the last record is kept, as the changelog itself may do.
         """
@@ -161,11 +170,11 @@ class LocalCopy:
             self._end = write_blocks(self._file, self._end, self._seed, groups, self.next_offset, stretch.next_offset)
         except OSError as error:
             raise self._failed("written", error) from error
-        self.touch(now_ms)
         self.next_offset = stretch.next_offset
+        self._note()
 
-    def reset(self) -> None:
-        """Begins anew, with nothing. Raises LocalCopyFailed."""
+    def reset(self, now_ms: int) -> None:
+        """Begins anew, with nothing; what it gets is read after ``now_ms``. Raises LocalCopyFailed."""
         self._seed = secrets.randbits(32)
         try:
             self._file.truncate(0)
@@ -173,7 +182,8 @@ class LocalCopy:
         except OSError as error:
             raise self._failed("written", error) from error
         self._limit, self._was_read, self.next_offset = self._end + SLACK_BYTES, True, 0
-        self._written_ms = None
+        self._whole_ms = now_ms
+        self._note()
 
     def rewrite(self) -> Rewritten:
         """A file without what is superseded, for ``adopt``. May run on a thread, beside ``append``.
@@ -219,6 +229,7 @@ class LocalCopy:
         finally:
             old.close()
         self._end, self._limit = size, max(2 * rewritten.size, rewritten.size + SLACK_BYTES)
+        self._note()
 
     def close(self) -> None:
         """Lets another process have it."""

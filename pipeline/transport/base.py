@@ -86,6 +86,10 @@ class Transport(Protocol):
         """The changelog's topic id, 16 bytes, known after ``start``: another topic of that name has another one (X14).
         Zeros where the cluster has none."""
 
+    @property
+    def input_id(self) -> bytes:
+        """The input's, likewise: an offset of one is none of another (X10)."""
+
     async def changelog_retention_ms(self) -> int:
         """How long the changelog keeps tombstones (delete.retention.ms); 0 where the cluster does not tell us. Raises
         CommitError past the time limit."""
@@ -140,7 +144,8 @@ class Transport(Protocol):
 
     def follow(self, partitions: Mapping[int, int]) -> AsyncIterator[tuple[int, Changelog]]:
         """Changelog partitions from these offsets on (or where the log begins, if that is later), read committed, as
-        they go on: partition and stretch, until it is closed or cancelled (a standby).
+        they go on: partition and stretch, until it is closed or cancelled (a standby). Now and then a stretch says of a
+        partition that there is nothing new.
 
         Costs one request of the broker at a time, however many partitions. It waits while no broker answers. Raises
         TakeoverError naming the partition that cannot be read on (its log ends before the offset: what was read of it

@@ -125,6 +125,10 @@ class MemoryTransport:
     def changelog_id(self) -> bytes:
         return self._broker.id_of(self._config.changelog)
 
+    @property
+    def input_id(self) -> bytes:
+        return self._broker.id_of(self._config.input)
+
     async def input_retention_ms(self) -> int:
         return 0
 
@@ -271,11 +275,17 @@ class MemoryTransport:
         if start < end:
             entries = log[start:end]
             yield Changelog(
-                [e.key or b"" for e in entries], [e.value for e in entries], np.arange(start, end), end, end
+                [e.key or b"" for e in entries],
+                [e.value for e in entries],
+                np.arange(start, end),
+                end,
+                end,
+                int(time.time() * 1000),
             )
 
     async def follow(self, partitions: Mapping[int, int]) -> AsyncIterator[tuple[int, Changelog]]:
         positions = dict(partitions)
+        told: set[int] = set()
         arrived = self._broker.listen()
         try:
             while True:
@@ -284,6 +294,10 @@ class MemoryTransport:
                     async for stretch in self.changelog(partition, start):
                         positions[partition] = stretch.next_offset
                         yield partition, stretch
+                    if partition not in told:
+                        told.add(partition)
+                        at = positions[partition]
+                        yield partition, Changelog([], [], np.empty(0, np.int64), at, at, int(time.time() * 1000))
                 await arrived.wait()
         finally:
             self._broker.unlisten(arrived)

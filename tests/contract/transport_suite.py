@@ -6,6 +6,7 @@ A transport's test gives a ``world``: the cluster it connects to, with ways to l
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -419,12 +420,14 @@ class TransportSuite:
             await commit(0, 1, 2, value=b"before")
             at = {0: 0, 1: 1, 3: 0}
             seen: list[tuple[int, int, bytes, bytes | None]] = []
+            heard_ms: dict[int, int] = {}
             grown = asyncio.Condition()
 
             async def follow() -> None:
                 async for partition, stretch in transport.follow(at):
                     at[partition] = stretch.next_offset
                     async with grown:
+                        heard_ms[partition] = max(heard_ms.get(partition, 0), stretch.whole_ms)
                         seen.extend((partition, *row) for row in rows_of(stretch))
                         grown.notify_all()
 
@@ -432,9 +435,14 @@ class TransportSuite:
                 async with asyncio.timeout(WAIT_S), grown:
                     await grown.wait_for(lambda: len(seen) >= n)
 
+            began_ms = int(time.time() * 1000)
             following = asyncio.create_task(follow())
             await until(3)
             assert sorted(seen) == [(0, 0, b"k", b"before"), (0, 1, b"l", b"row"), (1, 1, b"l", b"row")]
+            # Of each it is told when there was nothing more, where nothing was ever written too.
+            async with asyncio.timeout(WAIT_S), grown:
+                await grown.wait_for(lambda: heard_ms.keys() == at.keys() and min(heard_ms.values()) >= began_ms)
+            assert max(heard_ms.values()) <= int(time.time() * 1000)
             seen.clear()
             await commit(1, 2, 3, value=None)
             await until(4)
@@ -455,7 +463,9 @@ class TransportSuite:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
             with pytest.raises(TakeoverError, match=r"ends.* before 1000: it was made anew") as trouble:
-                await anext(aiter(transport.follow({0: at[0], 3: 1_000})))
+                async with asyncio.timeout(WAIT_S):
+                    async for _, stretch in transport.follow({0: at[0], 3: 1_000}):
+                        assert not stretch.keys
             assert trouble.value.partition == 3
 
     async def test_an_empty_changelog_ends_at_once(self, world: World) -> None:

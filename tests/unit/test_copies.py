@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from pipeline import copies as rooms
-from pipeline.columns import Changelog, Membership, Records
+from pipeline.columns import Changelog, Membership, Part, Records
 from pipeline.config import Config
 from pipeline.copies import Copies
 from pipeline.errors import ConfigError, OutcomeUnknown
@@ -50,6 +50,8 @@ class Observed(MemoryTransport):
         self.before: Callable[[], None] = lambda: None
         """Called when the next reading begins, and when it has come to its end, before it returns."""
         self.failures: list[Exception] = []
+        self.hidden = False
+        """All that is in it was aborted."""
 
     async def changelog(self, partition: int, start: int = 0) -> AsyncIterator[Changelog]:
         self.starts.append(start)
@@ -58,7 +60,7 @@ class Observed(MemoryTransport):
         first, self.first = self.first, lambda: None
         first()
         async for stretch in super().changelog(partition, start):
-            yield stretch
+            yield Changelog([], [], np.empty(0, np.int64), stretch.next_offset) if self.hidden else stretch
         before, self.before = self.before, lambda: None
         before()
 
@@ -94,7 +96,7 @@ class World:
         """Committed by this worker."""
         at = self.written(*entries)
         records = Records([k for k, _ in entries], [v for _, v in entries], np.zeros(len(entries), np.int64))
-        self.copies.saved(0, records, at if told else None)
+        self.copies.saved(part_of(records), at if told else None)
 
     async def restored(self, partition: int = 0) -> dict[bytes, bytes]:
         return contents(await self.copies.restore(partition, ROW))
@@ -108,6 +110,11 @@ class World:
                 if entry.value is not None:
                     newest[entry.key] = entry.value
         return newest
+
+
+def part_of(snapshots: Records) -> Part:
+    """Committed as soon as it was frozen."""
+    return Part(0, b"", 0, "", snapshots=snapshots, frozen_ms=rooms._now_ms())
 
 
 def contents(newest: Newest) -> dict[bytes, bytes]:
@@ -213,7 +220,7 @@ async def test_a_part_that_a_takeover_has_read_is_in_the_copy_once(world: World)
     await world.restored()
     at = world.written((b"a", value("1")))
     assert await world.restored() == world.logged()
-    world.copies.saved(0, Records([b"a"], [value("1")], np.zeros(1, np.int64)), at)
+    world.copies.saved(part_of(Records([b"a"], [value("1")], np.zeros(1, np.int64))), at)
     world.commits((b"b", value("1")))
     await world.again()
     assert await world.restored() == world.logged()
@@ -369,12 +376,46 @@ async def test_a_copy_that_is_let_go_while_it_is_read_is_free_as_soon_as_that_is
 async def test_a_commit_without_snapshots_keeps_the_copy_young(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.restored()
     (file,) = world.directory.iterdir() if world.directory else ()
-    monkeypatch.setattr(rooms, "_now_ms", lambda: 5_000)
-    world.copies.saved(0, Records.none(), None)
-    assert file.stat().st_mtime > 5, "a moment ago it was noted already"
-    monkeypatch.setattr(rooms, "TOUCH_S", 0.0)
-    world.copies.saved(0, Records.none(), None)
-    assert file.stat().st_mtime == 5
+    later = rooms._now_ms() + 3_600_000
+    monkeypatch.setattr(rooms, "_now_ms", lambda: later)
+    world.copies.saved(part_of(Records.none()), None)
+    assert file.stat().st_mtime * 1000 == later
+
+
+async def test_a_copy_whose_process_stood_still_for_long_is_void(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is open, and has heard of no commit since: others may have ended streams meanwhile, which nothing tells."""
+    world.copies.assigned([0])
+    world.written((b"gone", value("1")))
+    await world.restored()
+    world.commits((b"b", value("1")))
+    world.written((b"gone", None), (b"a", value("1")))
+    log = world.broker.topics[LOG][0]
+    log[:5] = [log[2]] * 5  # the tombstone, and what it ended, are compacted away, offsets stay
+    later = rooms._now_ms() + 43_200_000 + 60_000
+    monkeypatch.setattr(rooms, "_now_ms", lambda: later)
+    assert await world.restored() == world.logged() == {b"a": value("1"), b"b": value("1")}
+    assert world.transport.starts == [0, 0]
+
+
+async def test_what_is_heard_late_makes_a_copy_no_younger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit was answered, and its process stood still before it read the answer."""
+    world.copies.assigned([0])
+    await world.restored()
+    part, then = part_of(Records.none()), rooms._now_ms()
+    monkeypatch.setattr(rooms, "_now_ms", lambda: then + 43_200_000 + 60_000)
+    world.copies.saved(part, None)
+    await world.restored()
+    assert world.transport.starts == [0, 0]
+
+
+async def test_a_changelog_with_nothing_committed_tells_of_no_group(world: World) -> None:
+    """Nor from its copy: the first transaction was aborted, and a reading has gone past it."""
+    world.broker.produce(LOG, 0, b"aborted", None)
+    world.transport.hidden = True
+    for _ in range(2):
+        newest = await world.copies.restore(0, ROW)
+        assert not newest.told
+    assert world.transport.starts == [0, 1]
 
 
 async def test_where_a_topic_cannot_be_told_from_its_next_life_there_are_no_copies(

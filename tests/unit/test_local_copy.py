@@ -29,7 +29,7 @@ Entry = tuple[bytes, bytes | None]
 
 
 def opened(directory: Path, source: Source = SOURCE) -> LocalCopy:
-    copy = LocalCopy.open(directory, source)
+    copy = LocalCopy.open(directory, source, NOW_MS)
     assert copy is not None
     return copy
 
@@ -79,7 +79,7 @@ def test_it_gives_back_what_the_changelog_has(
             assert contents(copy) == model
             assert copy.next_offset == next_offset
         under_way = copy.rewrite() if i in rewritten else None
-        copy.append(stretch(entries, next_offset), NOW_MS)
+        copy.append(stretch(entries, next_offset))
         next_offset += len(entries) + 1
         if under_way is not None:
             copy.adopt(under_way)
@@ -96,8 +96,8 @@ def test_it_gives_back_what_the_changelog_has(
 def test_a_matrix_comes_back_as_a_matrix_with_its_offsets(tmp_path: Path) -> None:
     values = np.arange(24, dtype=np.uint8).reshape(6, 4)
     copy = opened(tmp_path)
-    copy.append(Changelog([b"a", b"b", b"a"], values[:3], np.array([5, 7, 8]), 10), NOW_MS)
-    copy.append(Changelog([b"c", b"", b"d"], values[3:], np.array([10, 11, 12]), 14), NOW_MS)
+    copy.append(Changelog([b"a", b"b", b"a"], values[:3], np.array([5, 7, 8]), 10))
+    copy.append(Changelog([b"c", b"", b"d"], values[3:], np.array([10, 11, 12]), 14))
     copy.close()
     first, second = opened(tmp_path).read()
     assert isinstance(first.values, np.ndarray)
@@ -112,7 +112,7 @@ def three(directory: Path) -> list[int]:
     copy = opened(directory)
     sizes = [copy.nbytes]
     for i in range(3):
-        copy.append(stretch([(b"a", b"%d" % i), (b"b", b"long value %d" % i), (b"c%d" % i, b"x")], 4 * i), NOW_MS)
+        copy.append(stretch([(b"a", b"%d" % i), (b"b", b"long value %d" % i), (b"c%d" % i, b"x")], 4 * i))
         sizes.append(copy.nbytes)
     copy.close()
     return sizes
@@ -139,7 +139,7 @@ def test_a_torn_end_is_cut_to_the_last_whole_stretch_at_every_byte(tmp_path: Pat
         # Of the stretch that is torn a block may be there already; it is read again from the changelog.
         assert got.keys() >= after(done).keys()
         assert got.items() <= after(done).items() | after(done + 1).items()
-        copy.append(stretch([(b"a", b"new")], copy.next_offset), NOW_MS)
+        copy.append(stretch([(b"a", b"new")], copy.next_offset))
         copy.close()
         again = opened(tmp_path)
         assert contents(again)[b"a"] == b"new"
@@ -191,7 +191,7 @@ def test_blocks_of_an_earlier_life_of_the_file_do_not_count(tmp_path: Path) -> N
     sizes = three(tmp_path)
     content = file_of(tmp_path).read_bytes()
     copy = opened(tmp_path)
-    copy.reset()
+    copy.reset(NOW_MS)
     copy.close()
     head = file_of(tmp_path).read_bytes()
     file_of(tmp_path).write_bytes(head + content[sizes[0] :])
@@ -218,14 +218,14 @@ def test_a_file_that_is_no_copy_is_begun_anew(tmp_path: Path, content: bytes) ->
     file_of(tmp_path).write_bytes(content)
     copy = opened(tmp_path)
     assert (contents(copy), copy.next_offset) == ({}, 0)
-    copy.append(stretch([(b"a", b"1")]), NOW_MS)
+    copy.append(stretch([(b"a", b"1")]))
     copy.close()
     assert contents(opened(tmp_path)) == {b"a": b"1"}
 
 
 def test_a_copy_is_void_once_tombstones_may_have_gone_since_it_was_written(tmp_path: Path) -> None:
     copy = opened(tmp_path)
-    copy.append(stretch([(b"a", b"1")]), NOW_MS)
+    copy.append(stretch([(b"a", b"1")]))
     copy.close()
 
     def expired_at(written_ms: int, now_ms: int) -> bool:
@@ -239,21 +239,49 @@ def test_a_copy_is_void_once_tombstones_may_have_gone_since_it_was_written(tmp_p
     assert expired_at(now - DAY_MS // 2 - 1, now)
     assert not expired_at(now + 60_000, now)
     assert expired_at(now + 60_001, now), "a clock was set back: nobody knows how old it is"
-    copy = opened(tmp_path)
-    copy.touch(now)
-    assert copy.expired(now, DAY_MS), "as it was when it was opened"
-    copy.close()
-    copy = opened(tmp_path)
-    assert not copy.expired(now, DAY_MS)
-    copy.close()
     os.utime(file_of(tmp_path), ns=(0, 0))
     copy = opened(tmp_path)
-    assert copy.expired(now, DAY_MS)
-    copy.reset()
-    assert not copy.expired(now, DAY_MS)
-    copy.append(stretch([(b"a", b"1")]), now - DAY_MS)
+    list(copy.read())
+    copy.append(stretch([(b"b", b"1")], copy.next_offset))
+    assert copy.expired(now, DAY_MS), "what was written to it now does not make it whole"
     copy.close()
-    assert opened(tmp_path).expired(now, DAY_MS)
+    copy = opened(tmp_path)
+    assert copy.expired(now, DAY_MS)
+    copy.whole(now)
+    assert not copy.expired(now, DAY_MS)
+    assert copy.expired(now + DAY_MS // 2 + 1, DAY_MS), "its process may have stood still"
+    copy.whole(now - DAY_MS)
+    assert not copy.expired(now, DAY_MS), "what is heard late makes it no older"
+    copy.close()
+    copy = opened(tmp_path)
+    assert not copy.expired(now, DAY_MS)
+    copy.reset(now - DAY_MS)
+    assert copy.expired(now, DAY_MS)
+    copy.reset(now)
+    assert not copy.expired(now, DAY_MS)
+
+
+def test_a_file_notes_once_a_minute_that_it_is_whole_and_whenever_it_is_written_to(tmp_path: Path) -> None:
+    copy = opened(tmp_path)
+
+    def noted() -> int:
+        return file_of(tmp_path).stat().st_mtime_ns // 1_000_000
+
+    copy.whole(NOW_MS + 60_000)
+    assert noted() == NOW_MS
+    copy.append(stretch([(b"a", b"1")]))
+    assert noted() == NOW_MS + 60_000
+    copy.whole(NOW_MS + 120_001)
+    assert noted() == NOW_MS + 120_001
+    copy.adopt(copy.rewrite())
+    assert noted() == NOW_MS + 120_001
+    copy.close()
+    with file_of(tmp_path).open("ab") as file:
+        file.write(b"torn")
+    os.utime(file_of(tmp_path), ns=(0, NOW_MS * 1_000_000))
+    copy = opened(tmp_path)
+    list(copy.read())
+    assert noted() == NOW_MS, "cutting it makes it no younger"
 
 
 def test_a_file_that_is_replaced_before_it_is_locked_is_left_alone(
@@ -261,7 +289,7 @@ def test_a_file_that_is_replaced_before_it_is_locked_is_left_alone(
 ) -> None:
     """Its holder puts a rewritten one in its place and goes, between another's opening and locking."""
     copy = opened(tmp_path)
-    copy.append(stretch([(b"a", b"1"), (b"b", b"2")]), NOW_MS)
+    copy.append(stretch([(b"a", b"1"), (b"b", b"2")]))
     lock = fcntl.flock
 
     def late(file: FileIO, how: int) -> None:
@@ -273,7 +301,7 @@ def test_a_file_that_is_replaced_before_it_is_locked_is_left_alone(
     monkeypatch.setattr(fcntl, "flock", late)
     other = opened(tmp_path)
     list(other.read())
-    other.append(stretch([(b"b", b"3")], other.next_offset), NOW_MS)
+    other.append(stretch([(b"b", b"3")], other.next_offset))
     other.close()
     assert contents(opened(tmp_path)) == {b"a": b"1", b"b": b"3"}
 
@@ -282,7 +310,7 @@ def test_two_processes_do_not_share_a_copy(tmp_path: Path) -> None:
     copy = opened(tmp_path)
     code = (
         "import sys; from pathlib import Path; from pipeline.streams.local_copy import *\n"
-        f"copy = LocalCopy.open(Path(sys.argv[1]), {SOURCE!r}); print(copy and len(list(copy.read())))"
+        f"copy = LocalCopy.open(Path(sys.argv[1]), {SOURCE!r}, 0); print(copy and len(list(copy.read())))"
     )
 
     def elsewhere() -> str:
@@ -290,7 +318,7 @@ def test_two_processes_do_not_share_a_copy(tmp_path: Path) -> None:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     assert elsewhere() == "None"
-    copy.append(stretch([(b"a", b"1")]), NOW_MS)
+    copy.append(stretch([(b"a", b"1")]))
     copy.adopt(copy.rewrite())
     assert elsewhere() == "None", "the rewritten file is held as the one before it"
     copy.close()
@@ -306,7 +334,7 @@ def test_superseded_records_are_dropped_before_they_are_more_than_the_others(
     largest = offset = rewritings = 0
     for i in range(300):
         rows = np.full((10, 1000), i % 256, np.uint8)
-        copy.append(Changelog(keys, rows, np.arange(offset, offset + 10), offset + 11), NOW_MS)
+        copy.append(Changelog(keys, rows, np.arange(offset, offset + 10), offset + 11))
         offset += 11
         largest = max(largest, copy.nbytes)
         if copy.due:
@@ -323,10 +351,10 @@ def test_superseded_records_are_dropped_before_they_are_more_than_the_others(
 
 def test_a_file_rewritten_while_the_copy_began_anew_is_not_taken(tmp_path: Path) -> None:
     copy = opened(tmp_path)
-    copy.append(stretch([(b"a", b"1")]), NOW_MS)
+    copy.append(stretch([(b"a", b"1")]))
     under_way = copy.rewrite()
-    copy.reset()
-    copy.append(stretch([(b"b", b"2")]), NOW_MS)
+    copy.reset(NOW_MS)
+    copy.append(stretch([(b"b", b"2")]))
     copy.adopt(under_way)
     copy.close()
     assert contents(opened(tmp_path)) == {b"b": b"2"}
@@ -338,7 +366,7 @@ def test_damage_is_not_passed_on_to_the_rewritten_file(tmp_path: Path, monkeypat
     sizes = three(tmp_path)
     copy = opened(tmp_path)
     assert contents(copy) == after(3)
-    copy.append(stretch([(b"y", b"1")], copy.next_offset), NOW_MS)
+    copy.append(stretch([(b"y", b"1")], copy.next_offset))
     assert copy.due
     with file_of(tmp_path).open("r+b") as file:
         file.seek(sizes[2] - 1)
@@ -346,18 +374,18 @@ def test_damage_is_not_passed_on_to_the_rewritten_file(tmp_path: Path, monkeypat
     with pytest.raises(LocalCopyFailed, match=r"cannot be rewritten: a damaged block at byte"):
         copy.rewrite()
     assert not copy.due
-    copy.append(stretch([(b"z", b"1")], copy.next_offset), NOW_MS)
+    copy.append(stretch([(b"z", b"1")], copy.next_offset))
     assert [p.name for p in tmp_path.iterdir()] == [file_of(tmp_path).name]
 
 
 def test_records_go_in_once_and_in_order(tmp_path: Path) -> None:
     copy = opened(tmp_path)
-    copy.append(stretch([(b"a", b"1")]), NOW_MS)
+    copy.append(stretch([(b"a", b"1")]))
     with pytest.raises(Broken, match="offset 1 on, it has those before 2"):
-        copy.append(stretch([(b"a", b"1")], 1), NOW_MS)
+        copy.append(stretch([(b"a", b"1")], 1))
     copy.close()
     with pytest.raises(Broken, match="before its end is known"):
-        opened(tmp_path).append(stretch([(b"a", b"1")], 2), NOW_MS)
+        opened(tmp_path).append(stretch([(b"a", b"1")], 2))
 
 
 def test_a_system_that_writes_a_little_at_a_time_is_asked_again(
@@ -382,11 +410,11 @@ def small_disk() -> Iterator[None]:
 
 def test_a_full_disk_is_one_error_and_the_file_is_gone(tmp_path: Path, small_disk: None) -> None:
     copy = opened(tmp_path)
-    copy.append(stretch([(b"a", bytes(90_000))]), NOW_MS)
+    copy.append(stretch([(b"a", bytes(90_000))]))
     with pytest.raises(
         LocalCopyFailed, match=rf"{file_of(tmp_path)} cannot be written: File too large.*state_directory"
     ):
-        copy.append(stretch([(b"b", bytes(90_000))], 2), NOW_MS)
+        copy.append(stretch([(b"b", bytes(90_000))], 2))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -394,7 +422,7 @@ def test_a_full_disk_during_a_rewriting_leaves_the_copy_as_it_was(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     copy = opened(tmp_path)
-    copy.append(stretch([(b"a", bytes(90_000)), (b"b", bytes(90_000))]), NOW_MS)
+    copy.append(stretch([(b"a", bytes(90_000)), (b"b", bytes(90_000))]))
     request.getfixturevalue("small_disk")
     with pytest.raises(LocalCopyFailed, match=r"cannot be rewritten: File too large"):
         copy.rewrite()
@@ -406,4 +434,4 @@ def test_a_full_disk_during_a_rewriting_leaves_the_copy_as_it_was(
 def test_a_place_that_cannot_be_written_to_is_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LocalCopyFailed, match=rf"{tmp_path}/file/g-in-changelog-3.copy cannot be opened: "):
-        LocalCopy.open(tmp_path / "file", SOURCE)
+        LocalCopy.open(tmp_path / "file", SOURCE, NOW_MS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import struct
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pipeline.mark import (
     Mark,
     Progress,
     Run,
+    Topics,
     Verdict,
     contains,
     own_rule,
@@ -111,10 +113,17 @@ def test_as_much_of_d_fits_as_there_is_room_for():
     assert MARK_BYTES_MAX - 8 < len(Mark(TAG, full.low, 0, DIGEST, full.done_above).encode()) <= MARK_BYTES_MAX
 
 
-@pytest.mark.parametrize("cut", [1, 5, 40, 43])
+@pytest.mark.parametrize("cut", [0, 1, 5, 40, 43, 52, 58, 61])
 def test_metadata_that_is_cut_off_is_no_mark(cut):
     raw = base64.b64decode(Mark(TAG, 5, 5, DIGEST, ((7, 300), (900, 901))).encode())
     assert Mark.decode(base64.b64encode(raw[:cut]).decode()) is None
+
+
+def test_a_mark_of_the_version_before_says_all_but_of_which_input_it_is():
+    raw = struct.pack("<B16sqqH8s8s", 2, TAG, 5, 4, 1, DIGEST, b"snapshot") + bytes([2, 3])
+    topics = Topics(b"snapshot", bytes(8))
+    assert Mark.decode(base64.b64encode(raw).decode()) == Mark(TAG, 5, 4, DIGEST, ((7, 10),), 2, topics)
+    assert not topics.others(Topics(b"snapshot", b"whatever"))
 
 
 def test_of_a_newer_version_only_the_version_is_believed():

@@ -12,7 +12,7 @@ from pipeline.columns import Changelog, Committed, Membership
 from pipeline.config import Config
 from pipeline.copies import Copies
 from pipeline.errors import TakeoverError
-from pipeline.mark import FOR_EVER, Mark, changelog_mark
+from pipeline.mark import FOR_EVER, Mark, Topics
 from pipeline.metrics import Metrics
 from pipeline.streams.snapshots import Newest, Restored, Snapshots, restore
 from pipeline.takeover import Found, Start, check, read
@@ -154,13 +154,16 @@ async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog
     assert peak < 20_000_000
 
 
-def test_a_changelog_that_was_made_anew_is_noticed_by_its_topic_id():
-    """Its snapshots are gone, and what is done before R is in none."""
-    own, other = changelog_mark(b"o" * 16), changelog_mark(b"x" * 16)
-    mark = Mark(TAG, 10, 10, DIGEST, changelog=own)
-    assert check(replace(found(10, mark=mark), changelog=own), DIGEST) == Start(10, 10, TAG)
-    with pytest.raises(TakeoverError, match="it was deleted and made anew"):
-        check(replace(found(10, mark=mark), changelog=other), DIGEST)
+def test_a_topic_that_was_made_anew_is_noticed_by_its_id():
+    """With a changelog its snapshots are gone, and what is done before R is in none; another input has other records at
+    the offsets that are done."""
+    own, other = b"o" * 16, b"x" * 16
+    mark = Mark(TAG, 10, 10, DIGEST, topics=Topics.of(own, own))
+    assert check(replace(found(10, mark=mark), topics=Topics.of(own, own)), DIGEST) == Start(10, 10, TAG)
+    with pytest.raises(TakeoverError, match=r"the changelog topic is not .* it was deleted and made anew"):
+        check(replace(found(10, mark=mark), topics=Topics.of(other, own)), DIGEST)
+    with pytest.raises(TakeoverError, match=r"the input topic is not .* offset 10 is of: it was deleted and made anew"):
+        check(replace(found(10, mark=mark), topics=Topics.of(own, other)), DIGEST)
     # A cluster without topic ids, and what an import writes, tell nothing.
-    assert check(replace(found(10, mark=mark), changelog=changelog_mark(bytes(16))), DIGEST) is not None
-    assert check(replace(found(10), changelog=own), DIGEST) is not None
+    assert check(replace(found(10, mark=mark), topics=Topics.of(bytes(16), bytes(16))), DIGEST) is not None
+    assert check(replace(found(10), topics=Topics.of(own, own)), DIGEST) is not None

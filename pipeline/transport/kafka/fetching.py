@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Fetched:
     aborted: Aborted = ()
     data: bytes = b""
     next_offset: int = 0
+    whole_ms: int = 0
+    """When the log had no more than that to be read, by the wall clock; 0: it may have had."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +62,8 @@ class Cursor:
     """Set when something came, also for others who share it."""
     _hungry: asyncio.Event
     _ready: Fetched | Exception | None = None
+    whole_ms: int = 0
+    """When there was nothing above ``position``, by the wall clock; 0: not known."""
 
     @property
     def hungry(self) -> bool:
@@ -84,7 +89,7 @@ class Cursor:
         self._hungry.set()
 
     def put(self, ready: Fetched | Exception) -> None:
-        self._ready = ready
+        self._ready, self.whole_ms = ready, 0
         if isinstance(ready, Fetched) and not ready.code:
             self.position = ready.next_offset
         self.arrived.set()
@@ -190,17 +195,20 @@ class LogFetcher:
         request = FetchRequest(
             pace.wait_ms, pace.least_bytes, pace.answer_bytes, READ_COMMITTED, [(self._topic, places)]
         )
+        asked_ms = int(time.time() * 1000)
         reply = await self._client.send(node, request)
         moved = False
         for fields in (row for _, rows in reply.topics for row in rows):
             cursor = cursors[fields[0]]
             if cursor not in self._cursors or not cursor.hungry or cursor.position != asked[cursor.partition]:
                 continue  # it was shut, or it is elsewhere by now
-            fetched = _fetched(fields, cursor.position)
+            fetched = _fetched(fields, cursor.position, asked_ms)
             if fetched.code in wire.LEADER_RETRY:
                 moved = True
             elif fetched.code or fetched.next_offset > cursor.position:
                 self._deliver(cursor, fetched)
+            else:
+                cursor.whole_ms = fetched.whole_ms
         if moved:
             await asyncio.gather(self._client.force_metadata_update(), asyncio.sleep(RECONNECT_PAUSE_S))
 
@@ -211,10 +219,11 @@ class LogFetcher:
         self._cursors.append(cursor)
 
 
-def _fetched(fields: Any, position: int) -> Fetched:
+def _fetched(fields: Any, position: int, asked_ms: int) -> Fetched:
     """``fields``: of one partition in the answer; versions differ in what stands between."""
     code = fields[1]
     if code:
         return Fetched(position, code)
     aborted, data = fields[-3] if len(fields) > 7 else fields[-2], fields[-1] or b""
-    return Fetched(position, 0, aborted or (), data, end_of(data, position))
+    next_offset, stable = end_of(data, position), fields[3]
+    return Fetched(position, 0, aborted or (), data, next_offset, asked_ms if next_offset >= stable else 0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
+import numpy as np
 from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED
 from aiokafka.errors import CorruptRecordException
@@ -26,6 +28,8 @@ from pipeline.transport.kafka.stretches import changelogs
 log = logging.getLogger(__name__)
 
 EARLIEST, LATEST = -2, -1
+NOTHING_NEW_S = 30.0
+"""So often whoever follows a changelog is told of a partition that it has nothing new."""
 STUCK_S = 0.02
 """So often it is looked why nothing comes."""
 
@@ -88,12 +92,14 @@ async def read_changelog(
 async def follow_changelogs(
     client: Client, topic: str, partitions: Mapping[int, int], fetcher: LogFetcher
 ) -> AsyncIterator[tuple[int, Changelog]]:
-    """Partitions of a changelog from these offsets, as they go on. It ends only by being closed.
+    """Partitions of a changelog from these offsets, as they go on, and now and then that one has nothing new. It ends
+    only by being closed.
 
     Raises NotAuthorized, TakeoverError for what no repetition helps; TimeoutError where a log's begin is not told.
     """
     arrived = asyncio.Event()
     cursors = [fetcher.open(partition, start, arrived) for partition, start in partitions.items()]
+    said_ms = dict.fromkeys(partitions, 0)
     try:
         while True:
             arrived.clear()
@@ -109,8 +115,18 @@ async def follow_changelogs(
                     continue
                 _check(topic, partition, fetched.code)
                 for stretch in _stretches(topic, partition, fetched):
+                    if stretch.next_offset == fetched.next_offset:
+                        stretch.whole_ms = said_ms[partition] = fetched.whole_ms
                     yield partition, stretch
-            await arrived.wait()
+            for cursor in cursors:
+                whole_ms, partition = cursor.whole_ms, cursor.partition
+                if cursor.hungry and whole_ms - said_ms[partition] > NOTHING_NEW_S * 1000:
+                    said_ms[partition] = whole_ms
+                    nothing = np.empty(0, np.int64)
+                    yield partition, Changelog([], [], nothing, cursor.position, whole_ms=whole_ms)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NOTHING_NEW_S):
+                    await arrived.wait()
     finally:
         for cursor in cursors:
             fetcher.shut(cursor)

@@ -184,6 +184,11 @@ class KafkaTransport:
         """See Transport.changelog_id."""
         return self._opened.topics.id_of("changelog")
 
+    @property
+    def input_id(self) -> bytes:
+        """See Transport.input_id."""
+        return self._opened.topics.id_of("input")
+
     async def changelog_retention_ms(self) -> int:
         """See Transport.changelog_retention_ms."""
         return await self._setting(self._config.changelog, "delete.retention.ms")
