@@ -72,6 +72,7 @@ class Cluster:
         self.partitions: dict[str, int] = {}
         self.ids: dict[str, uuid.UUID] = {}
         self.settings: dict[str, dict[str, str]] = {}
+        self.defaults = dict(DEFAULTS)
         self._topics = 0
         self.transaction_timeout_max_ms = 900_000
         self.election_s, self.loading_s = election_s, loading_s
@@ -219,7 +220,7 @@ class Cluster:
         out = []
         for kind, name, wanted in request.resources:
             known = self.settings.get(name)
-            values = {**DEFAULTS, **(known or {})}
+            values = {**self.defaults, **(known or {})}
             rows = [(w, values.get(w, ""), False, 5, False, []) for w in wanted or values]
             out.append((0 if known is not None else UNKNOWN_TOPIC, None, kind, name, rows if known is not None else []))
         answer(request.RESPONSE_TYPE(0, out))

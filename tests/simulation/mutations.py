@@ -14,22 +14,26 @@ from unittest import mock
 import numpy as np
 
 from pipeline import takeover
-from pipeline.columns import Membership, Records
+from pipeline.columns import Membership, Part, Records
 from pipeline.commit import Lane
+from pipeline.copies import Copies
 from pipeline.errors import CommitError, GroupRefused, OutcomeUnknown
 from pipeline.intake import Intake
 from pipeline.mark import Mark, Tags
 from pipeline.outlet import Outlet
 from pipeline.ownership import Owned, Ownership, Phase
 from pipeline.partition import Memory
+from pipeline.streams.local_copy import LocalCopy
 from pipeline.streams.snapshots import Snapshots, restore
 from pipeline.transport.kafka import logs, wire
+from pipeline.transport.kafka.sender import Sender
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.transport.kafka.writer import Writer
 from pipeline.worker import Worker
 from tests.simulation.client import Faults
 from tests.simulation.engine import SimEngine
-from tests.simulation.world import Plan
+from tests.simulation.loop import current
+from tests.simulation.world import CONFIG, Plan
 
 Patch = Callable[[ExitStack], None]
 Bias = Callable[[Plan], None]
@@ -148,6 +152,11 @@ def _lost_answers(plan: Plan) -> None:
     _hash_saved_always(plan)
     plan.kills = 0
     _late(plan, 26, late=0.3, lost=0.2)
+
+
+def _lost_answers_to_offsets(plan: Plan) -> None:
+    _lost_answers(plan)
+    _late(plan, 28, late=0.2, lost=0.2)
 
 
 # ---- X1, X3: the fence
@@ -406,7 +415,104 @@ def changelog_only_to_the_last_stable_offset(stack: ExitStack) -> None:
     _set(stack, logs, "offsets_at", offsets_at)
 
 
+# ---- X14: local copies
+
+
+def _copies(plan: Plan) -> None:
+    """Each worker finds again what it kept, and dies within transactions."""
+    _kills(plan)
+    plan.copies, plan.damages = "own", 0.0
+    plan.config["standbys"] = 0
+    plan.crashes = plan.compactions = 0
+    _late(plan, 26, 28, late=0.2)
+
+
+@mutation(_copies)
+def local_copy_before_commit(stack: ExitStack) -> None:
+    plain_first, plain_commit, plain_send = Copies.__init__, KafkaTransport.commit, Sender.send
+    copies: dict[Any, Copies] = {}
+    sent: contextvars.ContextVar[dict[int, Part]] = contextvars.ContextVar("sent")
+
+    def first(self: Any, *rest: Any) -> None:
+        plain_first(self, *rest)
+        copies[current()] = self
+
+    async def commit(self: Any, membership: Any, parts: Any) -> Any:
+        sent.set({part.partition: part for part in parts})
+        return await plain_commit(self, membership, parts)
+
+    async def send(self: Any, *rest: Any) -> Any:
+        answered = await plain_send(self, *rest)
+        for (topic, partition), where in answered.written.items():
+            if topic == CONFIG.changelog:
+                copies[current()].saved(sent.get()[partition], where)
+        return answered
+
+    _set(stack, Copies, "__init__", first)
+    _set(stack, KafkaTransport, "commit", commit)
+    _set(stack, Sender, "send", send)
+
+
+def _copies_of_long_ago(plan: Plan) -> None:
+    """A partition goes to and fro between machines, while its streams end and are forgotten for good."""
+    _copies(plan)
+    plan.partitions, plan.workers, plan.kills, plan.joins = 1, 1, 0, 5
+    plan.faults = Faults()
+    plan.keys, plan.records, plan.ends = 6, 250, 0.15
+    plan.produce_s = plan.faults_s = 40.0
+    plan.compactions, plan.horizon_s = 60, 0.4
+    plan.roll_share = 1.0
+    plan.config["session_timeout_ms"] = 1500
+
+
+@mutation(_copies_of_long_ago)
+def expired_local_copy(stack: ExitStack) -> None:
+    _set(stack, LocalCopy, "expired", lambda self, now_ms, retention_ms: False)
+
+
+# ---- X13: at least once
+
+
+def _late_takeovers(plan: Plan) -> None:
+    """Whoever takes over stands still when it knows the offset, while another goes on and streams end."""
+    _hash_saved_always(plan)
+    plan.partitions, plan.workers, plan.kills, plan.joins = 1, 2, 4, 2
+    plan.keys, plan.records, plan.ends = 3, 300, 0.2
+    plan.produce_s = plan.faults_s = 30.0
+    plan.compactions, plan.horizon_s, plan.roll_share = 60, 0.3, 1.0
+    plan.stop_at, plan.stop_s = 9, 5.0
+    plan.faults = Faults(late_answer=0.9, late_s=1.2, only=frozenset({12}))
+    plan.config |= {
+        "processing_guarantee": "at_least_once",
+        "request_timeout_ms": 9000,
+        "transaction_timeout_ms": 12000,
+        "session_timeout_ms": 2000,
+    }
+
+
+@mutation(_late_takeovers)
+def at_least_once_without_the_second_look(stack: ExitStack) -> None:
+    plain = takeover.read
+
+    async def read(*rest: Any, look_twice: bool) -> Any:
+        return await plain(*rest, look_twice=False)
+
+    _set(stack, takeover, "read", read)
+
+
 # ---- X11: failures
+
+
+@mutation(_lost_answers_to_offsets)
+def no_initialisation_before_asking(stack: ExitStack) -> None:
+    plain = Writer.settle
+
+    async def settle(self: Any) -> None:
+        if self._sender.producer == (-1, -1):
+            await plain(self)
+        self._settled = True
+
+    _set(stack, Writer, "settle", settle)
 
 
 def _lost_requests(plan: Plan) -> None:

@@ -9,11 +9,13 @@ import math
 import random
 import struct
 import sys
+import tempfile
 import traceback
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -33,6 +35,7 @@ from pipeline.worker import Worker
 from tests.simulation import invariants, model
 from tests.simulation.client import Faults, Network, connected
 from tests.simulation.cluster import Cluster
+from tests.simulation.disks import Disks
 from tests.simulation.engine import engines
 from tests.simulation.log import Record
 from tests.simulation.loop import Process, SimLoop, Stuck, virtual
@@ -53,6 +56,8 @@ CONFIG = Config(
     max_stall_s=30.0,
     snapshot_compression="none",
 )
+STOP_SHARE = 0.5
+"""Of the requests after which a process may stand still."""
 BOUND_S = 60.0
 """All inputs are done so long after the last fault and the last input."""
 
@@ -104,6 +109,13 @@ class Plan:
     much: int = MUCH
     """Records yet to be fetched for which what is set aside waits."""
     horizon_s: float = 5.0
+    """For so long a compacted topic keeps what only says that something is gone."""
+    copies: str = ""
+    """Whose disk a worker keeps local copies on: its "own", one that all "share", or nobody's."""
+    damages: float = 0.0
+    """A death damages what the disk has of a copy."""
+    stop_at: int | None = None
+    """A request after which a process may stand still at once, by its API key."""
     epilogue: bool = False
     """In the end all workers die, every stream gets one more record, and a new worker serves it."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -156,6 +168,10 @@ class Plan:
         plan.stream_steps = rng.choice([STREAM_STEPS, 1, 2])
         plan.done_bytes = rng.choice([DONE_BYTES_MAX, DONE_BYTES_MAX, 8])
         plan.much = rng.choice([MUCH, 0, 3])
+        plan.copies = rng.choice(["", "", "own", "shared"])
+        plan.damages = rng.choice([0.0, 0.3])
+        if plan.copies:
+            plan.config["standbys"] = rng.choice([0, 0, 1, 2])
         if plan.talks:
             # What a stream has said binds it; of one that was forgotten no history can be told.
             plan.poison = plan.config["state_ttl_s"] = 0.0
@@ -202,14 +218,18 @@ class World:
             verify_share=plan.verify_share,
             roll_share=plan.roll_share,
         )
+        self.cluster.defaults["delete.retention.ms"] = str(int(plan.horizon_s * 1e3))
         plan.faults.until_s = plan.faults_s
         self.network = Network(self.loop, self.cluster, random.Random(f"network {plan.seed}"), plan.faults)
-        self.config = replace(CONFIG, **plan.config)
+        self._root = tempfile.TemporaryDirectory(prefix="eddy-simulation-")
+        self.disks = Disks(Path(self._root.name), random.Random(f"disks {plan.seed}"))
+        self.config = replace(CONFIG, **plan.config, state_directory=self._root.name if plan.copies else "")
         self.lives: dict[str, Life] = {}
         self.problems: list[str] = []
         self.counts: dict[str, int] = {}
         self._lost: dict[int, list[Record]] = {p: [] for p in range(plan.partitions)}
         """Records of the input that its retention took."""
+        self.network.watch = self._heard
         self._say = say
         self._process_number = 0
         self._engine_good_s = 0.0
@@ -241,6 +261,8 @@ class World:
                 virtual(loop, self.rng),
                 connected(self.network),
                 engines(random.Random(f"engine {plan.seed}"), self._engine_fails, plan.engine_s),
+                self._root,
+                self.disks.spinning(),
                 mock.patch.object(pipeline.worker, "STREAM_STEPS", plan.stream_steps),
                 mock.patch.object(pipeline.mark, "DONE_BYTES_MAX", plan.done_bytes),
                 mock.patch.object(pipeline.inflow, "MUCH", plan.much),
@@ -276,7 +298,7 @@ class World:
         self._calm()
         if await self._until_done() and plan.epilogue:
             for life in list(self.lives.values()):
-                self.loop.kill_process(life.process)
+                self._bury(life)
             self.lives.clear()
             self._last_words()
             self.start_worker("last")
@@ -407,10 +429,21 @@ class World:
         life.task.add_done_callback(lambda task: self._ended(life, task))
 
     async def _live(self, life: Life) -> None:
-        config = replace(self.config, worker_id=life.worker_id)
+        config = replace(self.config, worker_id=life.worker_id, state_directory=self._directory(life))
         metrics = Metrics(self.contract.name, self.contract.model_version)
         life.worker = Worker(config, KafkaTransport(config), None, self.contract, metrics)
         await life.worker.run()
+
+    def _machine(self, life: Life) -> str:
+        return life.worker_id if self.plan.copies == "own" else self.plan.copies
+
+    def _directory(self, life: Life) -> str:
+        return self.disks.of(self._machine(life)) if self.plan.copies else ""
+
+    def _bury(self, life: Life) -> None:
+        """Nothing of it ever runs again."""
+        self.loop.kill_process(life.process)
+        self.disks.died(life.process)
 
     def _ended(self, life: Life, task: asyncio.Task[Any]) -> None:
         if not life.process.alive:
@@ -424,15 +457,17 @@ class World:
                 traceback.print_exception(error)
         if error is not None:
             self.count(f"ended {type(error).__name__}")
-        self.loop.kill_process(life.process)
+        self._bury(life)
         # A supervisor starts it again.
         self.loop.call_later(0.2 + self.rng.random(), self.start_worker, life.worker_id)
 
     def kill(self, life: Life) -> None:
         self.say(f"{life.process.name} is killed")
         self.count("kills")
-        self.loop.kill_process(life.process)
+        self._bury(life)
         self.lives.pop(life.worker_id, None)
+        if self.rng.random() < self.plan.damages and self.disks.damage(self._machine(life)):
+            self.count("damaged copies")
         self.loop.call_later(0.05 + self.rng.random() * self.rng.choice([0.2, 6.0]), self.start_worker, life.worker_id)
 
     def stop(self, life: Life, seconds: float) -> None:
@@ -470,6 +505,15 @@ class World:
             seconds = self.plan.stop_s or self.rng.choice([0.1, 1.0, 4.0, 6.0])
             self.stop(life, seconds * (0.5 + self.rng.random()) if self.plan.stop_s is None else seconds)
 
+    def _heard(self, process: str, request: Any) -> None:
+        """Who has asked for that stands still at about the moment at which the answer comes."""
+        plan = self.plan
+        if plan.stop_at != request.API_KEY or self.loop.time() > plan.faults_s or self.rng.random() > STOP_SHARE:
+            return
+        life = next((life for life in self.lives.values() if life.process.name == process), None)
+        if life is not None and plan.stop_s is not None:
+            self.loop.call_later(0.001, self.stop, life, plan.stop_s)
+
     def _end_one(self) -> None:
         if (life := self._one()) is not None and life.worker is not None:
             self.say(f"{life.process.name} is asked to end")
@@ -496,7 +540,7 @@ class World:
         def go() -> None:
             life = self.lives.get(name)
             if life is not None and life.process.alive:
-                self.loop.kill_process(life.process)
+                self._bury(life)
                 self.lives.pop(name)
 
         self.loop.call_later(1.0 + self.rng.random() * 3, go)
