@@ -76,9 +76,9 @@ async def read(
             again = (await transport.stable_offsets(membership, [partition]))[partition]
             if stable_tag(again) != stable_tag(committed):
                 continue
-        # 4. What the input still holds.
+        # 4. What the input still holds, and whether all that was of the topics that the offset is of.
         log_range = (await transport.log_ranges([partition]))[partition]
-        topics = Topics.of(transport.changelog_id, transport.input_id)
+        topics = Topics.of(*await transport.topic_ids())
         mark = Mark.decode(committed.metadata) if committed is not None else None
         # The sums of many snapshots take long: the others' records and the heartbeats go on beside it.
         judge = partial(restore, newest, digest)

@@ -16,6 +16,7 @@ from pipeline.transport.kafka.client import Client
 from pipeline.transport.kafka.groups import members_of
 from pipeline.transport.kafka.pacing import Pacing
 from pipeline.transport.kafka.reader import Reader
+from pipeline.transport.kafka.topic_watch import Doubt
 from pipeline.transport.kafka.writer import Writer
 from services.state.group import name_members
 
@@ -73,7 +74,7 @@ async def only_member(
     joining = Client(config.bootstrap_servers, f"{config.worker_id}-{os.getpid()}", int(join_s * 1000))
     await joining.connect()
     listener = _Listener()
-    reader = Reader(config, joining, listener, pacing)
+    reader = Reader(config, joining, listener, pacing, Doubt())
     try:
         reader.join()
         try:

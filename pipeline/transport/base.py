@@ -90,6 +90,10 @@ class Transport(Protocol):
     def input_id(self) -> bytes:
         """The input's, likewise: an offset of one is none of another (X10)."""
 
+    async def topic_ids(self) -> tuple[bytes, bytes]:
+        """Those of changelog and input as they are when this is asked, which may be others by now; zeros where there is
+        none. Raises CommitError past the time limit."""
+
     async def changelog_retention_ms(self) -> int:
         """How long the changelog keeps tombstones (delete.retention.ms); 0 where the cluster does not tell us. Raises
         CommitError past the time limit."""

@@ -129,6 +129,9 @@ class MemoryTransport:
     def input_id(self) -> bytes:
         return self._broker.id_of(self._config.input)
 
+    async def topic_ids(self) -> tuple[bytes, bytes]:
+        return self.changelog_id, self.input_id
+
     async def input_retention_ms(self) -> int:
         return 0
 

@@ -203,6 +203,37 @@ async def test_a_topic_made_anew_is_another_one(world: KafkaWorld, monkeypatch: 
         assert again.transport.changelog_id != old
 
 
+async def test_an_input_made_anew_is_not_read_on_under_its_name(
+    world: KafkaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of the new one have the offsets that come next in the old one; what fails in between is looked into."""
+    monkeypatch.setattr(topic_watch, "LOOK_S", 60.0)
+    for i in range(5):
+        await world.produce(1, b"k", b"%d" % i)
+    async with member_of(world) as member:
+        assert isinstance(member.transport, KafkaTransport)
+        member.begin()
+        await member.fetch(5)
+        old = await member.transport.topic_ids()
+        reading = asyncio.create_task(member.transport.fetch(30.0))
+        admin = AdminClient({"bootstrap.servers": world.servers})
+
+        def anew() -> None:
+            admin.delete_topics([world.input])[world.input].result(10)
+            admin.create_topics([NewTopic(world.input, PARTITIONS, 1)])[world.input].result(10)
+
+        await asyncio.to_thread(anew)
+        for i in range(20):
+            await world.produce(1, b"k", b"%d" % i)
+        reason = await member.until_lost()
+        assert str(reason).startswith(f"input topic '{world.input}' was deleted")
+        reading.cancel()
+        assert await asyncio.gather(reading, return_exceptions=True) != [[]]
+        assert await member.transport.fetch(0.0) == []
+        changelog, input_ = await member.transport.topic_ids()
+        assert (changelog, input_ != old[1]) == (old[0], True)
+
+
 # Permissions
 
 

@@ -65,8 +65,8 @@ async def test_the_fetcher_takes_its_turn(pacing, monkeypatch):
         return True
 
     monkeypatch.setattr(Fetcher, "_proc_fetch_request", send)
-    monkeypatch.setattr(Fetcher, "__init__", lambda self: setattr(self, "_records", {}))
-    fetcher = ColumnFetcher(on_data=lambda: None, turn=pacing.turn)
+    monkeypatch.setattr(Fetcher, "__init__", lambda self, client: setattr(self, "_records", {}))
+    fetcher = ColumnFetcher(None, on_data=lambda: None, on_error=lambda: None, turn=pacing.turn)
     pacing.unhurried = True
     with pacing.transaction():
         asking = asyncio.ensure_future(fetcher._proc_fetch_request(None, 1, "request"))

@@ -107,15 +107,41 @@ def _clean(headers: list[tuple[str, bytes | None]]) -> Headers:
     return [(name, value if value is not None else b"") for name, value in headers]
 
 
+class _Client:
+    """The client as aiokafka's fetcher has it; ``on_error`` is called before any fetch that failed is told."""
+
+    def __init__(self, client: Any, on_error: Callable[[], None]) -> None:
+        self._client, self._on_error = client, on_error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def send(self, node_id: int, request: Any) -> Any:
+        try:
+            reply = await self._client.send(node_id, request)
+        except KafkaError:
+            self._on_error()
+            raise
+        if any(fields[1] for _, partitions in reply.topics for fields in partitions):
+            self._on_error()
+        return reply
+
+
 class ColumnFetcher(Fetcher):
     """aiokafka's fetcher, whose results are columns and are taken without waiting. ``turn`` returns when a request may
-    be sent."""
+    be sent; ``on_error`` is told when one or a partition's part of its answer has failed."""
 
     def __init__(
-        self, *args: Any, on_data: Callable[[], None], turn: Callable[[], Awaitable[None]], **kwargs: Any
+        self,
+        client: Any,
+        *args: Any,
+        on_data: Callable[[], None],
+        on_error: Callable[[], None],
+        turn: Callable[[], Awaitable[None]],
+        **kwargs: Any,
     ) -> None:
         self._on_data, self._turn = on_data, turn
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().__init__(_Client(client, on_error), *args, **kwargs)  # type: ignore[no-untyped-call]
 
     async def _proc_fetch_request(self, assignment: Any, node_id: int, request: Any) -> Any:
         await self._turn()

@@ -1,42 +1,37 @@
 """The group member that reads the input in columns.
 
-aiokafka keeps the membership and fetches; what is ours is the copy of the membership (X1), pausing without throwing
-away what was fetched, and an end to two processes that evict each other for ever.
+aiokafka keeps the membership (member.py) and fetches; what is ours is the copy of the membership (X1) and pausing
+without throwing away what was fetched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.client import ConnectionGroup
-from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     CorruptRecordException,
-    GroupAuthorizationFailedError,
-    InconsistentGroupProtocolError,
-    InvalidGroupIdError,
-    InvalidSessionTimeoutError,
     KafkaError,
     TopicAuthorizationFailedError,
 )
 from aiokafka.errors import OffsetOutOfRangeError as OutOfRange
-from aiokafka.protocol.group import JoinGroupRequest
 from aiokafka.structs import TopicPartition
 
 from pipeline.columns import Membership, Segment
 from pipeline.config import Config
-from pipeline.errors import ConfigError, IdentityTaken, TakeoverError, TopicError, UserError
+from pipeline.errors import TakeoverError, TopicError
 from pipeline.transport.base import AssignmentListener
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import CLOSE_S, GROUP, Client
 from pipeline.transport.kafka.columns import ColumnFetcher
+from pipeline.transport.kafka.member import Member
 from pipeline.transport.kafka.pacing import Pacing
+from pipeline.transport.kafka.topic_watch import Doubt
 
 log = logging.getLogger(__name__)
 
@@ -44,93 +39,8 @@ REVOKE_S = 2.0
 """How long a rebalance waits for the worker; heartbeats stand still meanwhile."""
 FETCH_WAIT_MS = 100
 """A partition that is resumed waits for the fetch that is under way, so that must not take long."""
-RETRY_PAUSE_S = 0.5
 DAMAGED_TRIES = 3
 """So often a batch with a wrong checksum is fetched."""
-NEVER_IDLE_MS = 2**31 - 1
-"""aiokafka leaves the group when nobody has fetched for a while; a worker that is busy or paused is none to leave."""
-
-Lost = Callable[[Exception], None]
-
-
-class Member(GroupCoordinator):
-    """aiokafka's membership, which ends with a reason instead of trying for ever."""
-
-    def __init__(self, client: Client, subscription: SubscriptionState, config: Config, lost: Lost) -> None:
-        self._lost = lost
-        self._known: str | None = None
-        self._join_unanswered = False
-        super().__init__(  # type: ignore[no-untyped-call]
-            client,
-            subscription,
-            group_id=config.group,
-            group_instance_id=config.worker_id,
-            session_timeout_ms=config.session_timeout_ms,
-            rebalance_timeout_ms=config.session_timeout_ms,
-            heartbeat_interval_ms=config.heartbeat_interval_ms,
-            enable_auto_commit=False,
-            assignors=(RoundRobinPartitionAssignor,),
-            max_poll_interval_ms=NEVER_IDLE_MS,
-        )
-
-    @property
-    def joined(self) -> bool:
-        return self.generation >= 0 and bool(self.member_id)
-
-    async def _send_req(self, request: Any) -> Any:
-        try:
-            return await super()._send_req(request)  # type: ignore[no-untyped-call]
-        except KafkaError:
-            if isinstance(request, JoinGroupRequest):
-                self._join_unanswered = True
-            raise
-
-    async def _do_rejoin_group(self, subscription: Any) -> bool:
-        # The group has forgotten our member id: we were away too long, or another process has our instance id. If the
-        # answer to a join was lost, the id that the group knows instead may be ours.
-        if self._known is not None and not self.member_id and not self._join_unanswered and await self._is_taken():
-            await self._end(self._identity_taken())
-            return False
-        joined: bool = await super()._do_rejoin_group(subscription)  # type: ignore[no-untyped-call]
-        if joined:
-            self._known, self._join_unanswered = self.member_id, False
-        return joined
-
-    async def _push_error_to_user(self, exc: Exception) -> None:
-        """Whatever aiokafka does not get over by itself; it would wait here until somebody fetches."""
-        log.warning("group %s: %r", self.group_id, exc)
-        if isinstance(exc, GroupAuthorizationFailedError):
-            await self._end(UserError(f"not authorized to be in the group {self.group_id!r}"))
-        elif isinstance(exc, InvalidGroupIdError | InvalidSessionTimeoutError | InconsistentGroupProtocolError):
-            await self._end(ConfigError(f"the broker refuses this member of group {self.group_id!r}: {exc}"))
-        elif await self._is_taken():
-            await self._end(self._identity_taken())
-        else:
-            self.request_rejoin()
-            await asyncio.wait([self._closing], timeout=RETRY_PAUSE_S)
-
-    async def _is_taken(self) -> bool:
-        """Whether the group knows our instance id under a member id that was never ours."""
-        if self._group_instance_id is None or self._known is None:
-            return False
-        try:
-            reply = await self._send_req(wire.DescribeGroups([self.group_id], False))
-        except KafkaError as error:
-            log.info("group %s cannot be described: %r", self.group_id, error)
-            return False
-        members = [member for group in reply.groups for member in group[5]]
-        return any(m[1] == self._group_instance_id and m[0] != self._known for m in members)
-
-    def _identity_taken(self) -> IdentityTaken:
-        return IdentityTaken(
-            f"another process is worker {self._group_instance_id!r} of group {self.group_id!r}:"
-            " give each its own --worker-id"
-        )
-
-    async def _end(self, reason: Exception) -> None:
-        """Tells the worker, and stays out of the group until it closes us."""
-        self._lost(reason)
-        await asyncio.wait([self._closing])
 
 
 class Reader(ConsumerRebalanceListener):
@@ -140,9 +50,12 @@ class Reader(ConsumerRebalanceListener):
     answer on its way from each broker (``fetch_max_bytes``).
     """
 
-    def __init__(self, config: Config, client: Client, listener: AssignmentListener, pacing: Pacing) -> None:
+    def __init__(
+        self, config: Config, client: Client, listener: AssignmentListener, pacing: Pacing, doubt: Doubt
+    ) -> None:
+        """While there is ``doubt`` nothing of what is fetched is given away."""
         self._config, self._client, self._listener, self._pacing = config, client, listener, pacing
-        self._topic = config.input
+        self._topic, self._doubt = config.input, doubt
         self._subscription = SubscriptionState()
         self._running: set[int] = set()
         self._positions: dict[int, int] = {}
@@ -150,11 +63,13 @@ class Reader(ConsumerRebalanceListener):
         self._damaged: dict[int, int] = {}
         self._beyond: set[int] = set()
         self._wake = asyncio.Event()
+        doubt.settled = self._wake.set
         self._ended = self._void = False
         self._fetcher = ColumnFetcher(
             client,
             self._subscription,
             on_data=self._wake.set,
+            on_error=doubt.rise,
             turn=pacing.turn,
             fetch_max_bytes=config.fetch_max_bytes,
             max_partition_fetch_bytes=config.max_partition_fetch_bytes,
@@ -163,6 +78,7 @@ class Reader(ConsumerRebalanceListener):
             isolation_level="read_committed",
         )
         self._member = Member(client, self._subscription, config, self.lose)
+        self._seeing: asyncio.Task[None] | None = None
         self._fetcher.task.add_done_callback(self._loop_ended)
         self._member._coordination_task.add_done_callback(self._loop_ended)
 
@@ -172,6 +88,8 @@ class Reader(ConsumerRebalanceListener):
         ``partitions``: how many the output has; an input that grows beyond is not consumed there (X10).
         """
         self._partitions = partitions
+        self._seeing = asyncio.create_task(self._member.see_to_all(self._topic), name="members")
+        self._seeing.add_done_callback(self._loop_ended)
         self._client.set_topics([self._topic])
         self._subscription.subscribe({self._topic}, listener=self)
 
@@ -265,6 +183,8 @@ class Reader(ConsumerRebalanceListener):
                 return self._take()
 
     def _take(self) -> list[Segment]:
+        if self._doubt:
+            return []
         taken, failed = self._fetcher.take(self._running)
         segments = []
         for segment in taken:
@@ -379,6 +299,8 @@ class Reader(ConsumerRebalanceListener):
 
     async def _end_membership(self) -> None:
         member = self._member
+        if self._seeing is not None:
+            self._seeing.cancel()
         await _bounded(member.close(), [member._coordination_task, member._heartbeat_task, member._commit_refresh_task])
 
 

@@ -29,7 +29,7 @@ from pipeline.transport.kafka.logs import EARLIEST, LATEST, follow_changelogs, o
 from pipeline.transport.kafka.pacing import Pacing
 from pipeline.transport.kafka.publisher import Publisher
 from pipeline.transport.kafka.reader import Reader
-from pipeline.transport.kafka.topic_watch import TopicWatch
+from pipeline.transport.kafka.topic_watch import Doubt, TopicWatch
 from pipeline.transport.kafka.topics import check_topics, know_leaders, setting_of
 from pipeline.transport.kafka.writer import Writer
 
@@ -85,8 +85,8 @@ class _Open:
             "changelog": config.changelog,
         }
         written = (config.output, config.dead_letters, config.changelog)
-        pacing = Pacing()
-        reader = Reader(config, reading, listener, pacing)
+        pacing, doubt = Pacing(), Doubt()
+        reader = Reader(config, reading, listener, pacing, doubt)
         restoring, following = (Client(servers, name, config.request_timeout_ms) for _ in range(2))
         return _Open(
             reading,
@@ -105,7 +105,7 @@ class _Open:
             ),
             Publisher(writing, config.output, config.compression),
             DeadOwners(writing, lanes, lane, written, config.transaction_timeout_ms),
-            TopicWatch(writing, topics, reader.lose),
+            TopicWatch(writing, topics, doubt, reader.lose),
             LogFetcher(restoring, config.changelog, RESTORE),
             following,
             LogFetcher(following, config.changelog, FOLLOW),
@@ -188,6 +188,16 @@ class KafkaTransport:
     def input_id(self) -> bytes:
         """See Transport.input_id."""
         return self._opened.topics.id_of("input")
+
+    async def topic_ids(self) -> tuple[bytes, bytes]:
+        """See Transport.topic_ids. Raises OutcomeUnknown past the time limit."""
+        topics = self._opened.topics
+        try:
+            async with asyncio.timeout(self._opened.writing.limit_s):
+                found = await topics.ids_now()
+        except (TimeoutError, KafkaError) as error:
+            raise OutcomeUnknown(f"the topics' ids cannot be asked for: {error!r}") from error
+        return found("changelog"), found("input")
 
     async def changelog_retention_ms(self) -> int:
         """See Transport.changelog_retention_ms."""
