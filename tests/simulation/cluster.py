@@ -73,7 +73,7 @@ class Cluster:
         self.ids: dict[str, uuid.UUID] = {}
         self.settings: dict[str, dict[str, str]] = {}
         self.defaults = dict(DEFAULTS)
-        self._topics = 0
+        self._ids = random.Random(rng.random())
         self.transaction_timeout_max_ms = 900_000
         self.election_s, self.loading_s = election_s, loading_s
         self._verify_share, self._roll_share = verify_share, roll_share
@@ -98,8 +98,7 @@ class Cluster:
             return TOPIC_EXISTS
         settings = settings or {}
         self.partitions[topic] = partitions
-        self._topics += 1
-        self.ids[topic] = uuid.UUID(int=self._topics)
+        self.ids[topic] = uuid.UUID(int=self._ids.getrandbits(128))
         self.settings[topic] = dict(settings)
         for p in range(partitions):
             size = int(settings.get("max.message.bytes", 1_048_588))
@@ -108,12 +107,12 @@ class Cluster:
         return 0
 
     def delete(self, topic: str) -> None:
-        """With the groups' offsets of it."""
+        """With the groups' offsets of it; those in open transactions may outlive it."""
         for p in range(self.partitions.pop(topic)):
             log = self.logs.pop((topic, p))
             log._tell()
             for group in self.groups.all.values():
-                group.offsets.pop((topic, p), None)
+                group.forget((topic, p), pending=self.rng.random() < 0.5)
 
     # ---- who is where
 
@@ -368,6 +367,8 @@ class Cluster:
             if once not in self._verified and self.rng.random() < self._verify_share:
                 self._verified.add(once)
                 error = LOADING
+        if not error and any(topic not in self.partitions for (topic, _), _, _ in places):
+            error = UNKNOWN_TOPIC
         if not error:
             error = self.transactions.verify_group(id, producer, epoch, request.group_id)
         if error:

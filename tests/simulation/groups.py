@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 ILLEGAL_GENERATION, UNKNOWN_MEMBER, REBALANCING, METADATA_TOO_LARGE = 22, 25, 27, 12
 MEMBER_ID_REQUIRED, FENCED_INSTANCE, UNSTABLE, INVALID_EPOCH, INVALID_STATE = 79, 82, 88, 47, 48
 METADATA_MAX = 4096
+TOOL = 9
+"""A producer's id, of somebody else's."""
 
 Place = tuple[str, int]
 Answer = Callable[[Any], None]
@@ -63,7 +65,7 @@ class Commit:
     offset: int
     metadata: str
     by: tuple[str, int, str]
-    """(transactional id or ``tool``, generation, member id)."""
+    """(transactional id, or who set it by hand, generation, member id)."""
     at: int = 0
     """Its place in ``__consumer_offsets``."""
 
@@ -88,6 +90,8 @@ class Group:
         self.epochs: dict[int, int] = {}
         self.history: list[tuple[Place, Commit]] = []
         """Every offset that became visible, in order."""
+        self.overtaken: list[tuple[Place, Commit]] = []
+        """Committed, but another one was written before that was decided."""
         self._written = 0
         cluster.loop.call_later(self.LOOK_S, self._look)
 
@@ -360,6 +364,17 @@ class Group:
             self._show(place, Commit(offset, metadata, (by, generation, member_id), self._written))
         return {place: error for place, _, _ in offsets}
 
+    def set_by_tool(self, place: Place, offset: int, metadata: str) -> None:
+        """A transaction without a membership, which nobody compares: also under a group at work."""
+        self.commit_in_transaction(TOOL, 0, ("tool", -1, ""), None, [(place, offset, metadata)])
+        self.mark(TOOL, 0, commit=True)
+
+    def forget(self, place: Place, *, pending: bool) -> None:
+        """Its topic is gone."""
+        self.offsets.pop(place, None)
+        for held in self.pending.values() if pending else ():
+            held.pop(place, None)
+
     def mark(self, producer: int, epoch: int, commit: bool) -> None:
         self.epochs[producer] = max(epoch, self.epochs.get(producer, -1))
         held = self.pending.pop(producer, {})
@@ -368,6 +383,8 @@ class Group:
                 known = self.offsets.get(place)
                 if known is None or known.at < c.at:
                     self._show(place, c)
+                else:
+                    self.overtaken.append((place, c))
 
     def _show(self, place: Place, c: Commit) -> None:
         self.offsets[place] = c

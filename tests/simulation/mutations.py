@@ -19,7 +19,7 @@ from pipeline.commit import Lane
 from pipeline.copies import Copies
 from pipeline.errors import CommitError, GroupRefused, OutcomeUnknown
 from pipeline.intake import Intake
-from pipeline.mark import Mark, Tags
+from pipeline.mark import Mark, Tags, Topics
 from pipeline.outlet import Outlet
 from pipeline.ownership import Owned, Ownership, Phase
 from pipeline.partition import Memory
@@ -27,13 +27,14 @@ from pipeline.streams.local_copy import LocalCopy
 from pipeline.streams.snapshots import Snapshots, restore
 from pipeline.transport.kafka import logs, wire
 from pipeline.transport.kafka.sender import Sender
+from pipeline.transport.kafka.topic_watch import Doubt
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.transport.kafka.writer import Writer
 from pipeline.worker import Worker
 from tests.simulation.client import Faults
 from tests.simulation.engine import SimEngine
 from tests.simulation.loop import current
-from tests.simulation.world import CONFIG, Plan
+from tests.simulation.world import ALL_BUT_FETCHES, CONFIG, Plan
 
 Patch = Callable[[ExitStack], None]
 Bias = Callable[[Plan], None]
@@ -828,6 +829,33 @@ def dead_letter_without_snapshot(stack: ExitStack) -> None:
         return plain(self, shares, slots, offsets, ended, fed, {}, saving)
 
     _set(stack, Intake, "_advance", advance)
+
+
+# ---- X10: topics that are others by now
+
+
+def _made_anew(plan: Plan) -> None:
+    """In the middle of the work the input is deleted, made anew and filled."""
+    _hash_saved_rarely(plan)
+    plan.deleted, plan.meddlings = "input", 0
+    plan.records, plan.produce_s, plan.keys = 100, 9.0, 3
+    plan.kills, plan.stops, plan.retentions, plan.ends = 2, 2, 0, 0.0
+    plan.faults = Faults(lost_answer=0.02, late_answer=0.05, late_s=1.0, only=ALL_BUT_FETCHES)
+
+
+@mutation(_made_anew)
+def offset_without_its_input(stack: ExitStack) -> None:
+    plain = Mark.encode
+
+    def encode(self: Any) -> str:
+        return plain(replace(self, topics=Topics(self.topics.changelog)))
+
+    _set(stack, Mark, "encode", encode)
+
+
+@mutation(_made_anew)
+def failed_fetch_raises_no_doubt(stack: ExitStack) -> None:
+    _set(stack, Doubt, "rise", lambda self: None)
 
 
 # ---- X12: forgetting

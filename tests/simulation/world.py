@@ -28,15 +28,17 @@ from pipeline.errors import Broken, EddyError
 from pipeline.inflow import MUCH
 from pipeline.mark import DONE_BYTES_MAX, Mark
 from pipeline.metrics import Metrics
+from pipeline.ownership import Phase
 from pipeline.pump import STREAM_STEPS
 from pipeline.transport.kafka import client as kafka_client
 from pipeline.transport.kafka.transport import KafkaTransport
 from pipeline.worker import Worker
 from tests.simulation import invariants, model
 from tests.simulation.client import Faults, Network, connected
-from tests.simulation.cluster import Cluster
+from tests.simulation.cluster import HANDLERS, Cluster
 from tests.simulation.disks import Disks
 from tests.simulation.engine import engines
+from tests.simulation.groups import State
 from tests.simulation.log import Record
 from tests.simulation.loop import Process, SimLoop, Stuck, virtual
 
@@ -56,6 +58,8 @@ CONFIG = Config(
     max_stall_s=30.0,
     snapshot_compression="none",
 )
+ALL_BUT_FETCHES = frozenset(HANDLERS) - {1}
+"""Requests that may be hit by faults where fetches are not."""
 STOP_SHARE = 0.5
 """Of the requests after which a process may stand still."""
 BOUND_S = 60.0
@@ -110,6 +114,10 @@ class Plan:
     """Records yet to be fetched for which what is set aside waits."""
     horizon_s: float = 5.0
     """For so long a compacted topic keeps what only says that something is gone."""
+    meddlings: int = 0
+    """A tool sets an offset of the group while it is at work; in the end a human puts that right."""
+    deleted: str = ""
+    """A topic, "input" or "changelog", that is deleted and made anew: all that is left to do is to stop by name."""
     copies: str = ""
     """Whose disk a worker keeps local copies on: its "own", one that all "share", or nobody's."""
     damages: float = 0.0
@@ -172,6 +180,14 @@ class Plan:
         plan.damages = rng.choice([0.0, 0.3])
         if plan.copies:
             plan.config["standbys"] = rng.choice([0, 0, 1, 2])
+        if some() < 0.15:
+            plan.meddlings = rng.choice([1, 2])
+        elif some() < 0.1 and not plan.talks:
+            plan.deleted = rng.choice(["input", "changelog"])
+            # By name alone nobody can tell a topic from the next one: it is met by the fetch that waits in between.
+            plan.faults.only = ALL_BUT_FETCHES
+        if plan.meddlings or plan.deleted:
+            plan.ends = plan.config["state_ttl_s"] = 0.0  # without any state left, whoever comes may begin anew
         if plan.talks:
             # What a stream has said binds it; of one that was forgotten no history can be told.
             plan.poison = plan.config["state_ttl_s"] = 0.0
@@ -229,13 +245,19 @@ class World:
         self.counts: dict[str, int] = {}
         self._lost: dict[int, list[Record]] = {p: [] for p in range(plan.partitions)}
         """Records of the input that its retention took."""
+        self.gone = ""
+        """The topic that was deleted."""
         self.network.watch = self._heard
         self._say = say
         self._process_number = 0
         self._engine_good_s = 0.0
+        self._held = False
+        """No worker starts."""
 
     def inputs(self, partition: int) -> list[Record]:
-        """All that was ever to be read there."""
+        """All that was ever to be read there, before the input was another one."""
+        if self.gone == INPUT:
+            return self._lost[partition]
         return self._lost[partition] + self.cluster.logs[INPUT, partition].visible()
 
     def count(self, what: str, n: int = 1) -> None:
@@ -296,25 +318,77 @@ class World:
         await asyncio.sleep(max(0.0, plan.faults_s - loop.time()))
         await producing
         self._calm()
-        if await self._until_done() and plan.epilogue:
-            for life in list(self.lives.values()):
-                self._bury(life)
-            self.lives.clear()
-            self._last_words()
-            self.start_worker("last")
-            await self._until_done()
+        if self.gone:
+            await self._until(self._given_up, "does not stop by name")
+        else:
+            await self._put_right()
+            if await self._until(self.done, "is not done") and plan.epilogue:
+                self._end_all()
+                self._last_words()
+                self.start_worker("last")
+                await self._until(self.done, "is not done")
         # What is repeated comes late.
         await asyncio.sleep(1.0)
         self.count("virtual_s", int(loop.time()))
 
-    async def _until_done(self) -> bool:
+    async def _until(self, condition: Callable[[], bool], what: str) -> bool:
         end = self.loop.time() + BOUND_S
-        while not self.done():
+        while not condition():
             if self.loop.time() > end:
-                self.problems.append(f"not all inputs are done {BOUND_S:g} s after the last fault: {self._left()}")
+                self.problems.append(f"a partition {what} {BOUND_S:g} s after the last fault: {self._left()}")
                 return False
             await asyncio.sleep(0.25)
         return True
+
+    def _stopped(self) -> dict[int, str]:
+        """Partitions that stand still by name, and why."""
+        workers = [life.worker for life in self.lives.values() if life.worker is not None]
+        return {o.partition: o.reason for w in workers for o in w._ownership.owned if o.phase is Phase.STOPPED}
+
+    def _given_up(self) -> bool:
+        """All is stopped because a topic is another one."""
+        stopped = self._stopped()
+        return len(stopped) == self.plan.partitions and all("made anew" in why for why in stopped.values())
+
+    def _end_all(self) -> None:
+        for life in list(self.lives.values()):
+            self._bury(life)
+        self.lives.clear()
+
+    async def _put_right(self) -> None:
+        """Whoever takes over what a tool has set stops by name; a human ends all, and sets what the group had."""
+        group = self.cluster.groups.group(GROUP)
+
+        def wrong() -> list[tuple[str, int]]:
+            return [place for place, c in group.offsets.items() if c.by[0] == "tool"]
+
+        def named() -> bool:
+            why = self._stopped()
+            return all("another tool" in why.get(p, "") or "does not match" in why.get(p, "") for _, p in wrong())
+
+        def right() -> None:
+            every = sorted([*group.history, *group.overtaken], key=lambda entry: entry[1].at)
+            own = {place: c for place, c in every if c.by[0] != "tool"}
+            group.commit(-1, "", [(place, own[place].offset, own[place].metadata) for place in wrong()], "human")
+
+        if not wrong():
+            return
+        await self._all_anew()
+        self.count("offsets put right", len(wrong()))
+        await self._until(named, "that a tool has set does not stop by name")
+        await self._all_anew(right)
+
+    async def _all_anew(self, between: Callable[[], Any] = lambda: None) -> None:
+        """All workers end, and start when the group has forgotten them."""
+        group = self.cluster.groups.group(GROUP)
+        names = sorted({*self.lives, *(f"w{i}" for i in range(self.plan.workers))})
+        self._held = True
+        self._end_all()
+        await self._until(lambda: group.state is State.EMPTY and not group.pending, "has members that are dead")
+        between()
+        self._held = False
+        for name in names:
+            self.start_worker(name)
 
     def _calm(self) -> None:
         for number in self.cluster.nodes:
@@ -365,7 +439,7 @@ class World:
         left = plan.records
         transactions: list[tuple[int, int, float]] = []
         producer = 10_000
-        while left > 0 or transactions:
+        while (left > 0 or transactions) and self.gone != INPUT:
             p = rng.randrange(plan.partitions)
             log = self.cluster.logs[INPUT, p]
             if transactions and (left <= 0 or rng.random() < 0.3):
@@ -419,7 +493,7 @@ class World:
         return True
 
     def start_worker(self, worker_id: str) -> None:
-        if worker_id in self.lives:
+        if worker_id in self.lives or self._held:
             return
         self._process_number += 1
         life = Life(Process(f"{worker_id}#{self._process_number}"), worker_id)
@@ -485,7 +559,8 @@ class World:
         acts: list[Callable[[], None]] = []
         acts += [self._kill_one] * plan.kills + [self._stop_one] * plan.stops + [self._end_one] * plan.graceful
         acts += [self._crash_one] * plan.crashes + [self._compact] * plan.compactions + [self._join] * plan.joins
-        acts += [self._retain] * plan.retentions
+        acts += [self._retain] * plan.retentions + [self._meddle] * plan.meddlings
+        acts += [self._delete] * bool(plan.deleted)
         rng.shuffle(acts)
         times = sorted(rng.random() * (plan.faults_s - 0.5) + 0.3 for _ in acts)
         for at, act in zip(times, acts):
@@ -547,7 +622,7 @@ class World:
 
     def _retain(self) -> None:
         """Retention comes up to R (X6) and not beyond."""
-        for p in range(self.plan.partitions):
+        for p in range(self.plan.partitions if self.gone != INPUT else 0):
             stable = self.cluster.groups.group(GROUP).offsets.get((INPUT, p))
             mark = Mark.decode(stable.metadata) if stable is not None else None
             log = self.cluster.logs[INPUT, p]
@@ -555,6 +630,47 @@ class World:
                 self.count("retentions")
                 self._lost[p] += [r for r in log.visible() if r.offset < mark.replay_from]
                 log.truncate(mark.replay_from)
+
+    def _has_states(self, p: int) -> bool:
+        log = self.cluster.logs.get((self.config.changelog, p))
+        offsets = self.cluster.groups.group(GROUP).offsets
+        return log is not None and (INPUT, p) in offsets and any(r.value is not None for r in log.visible())
+
+    def _meddle(self) -> None:
+        """Somebody's tool sets an offset, with or without a metadata of its own."""
+        p = self.rng.randrange(self.plan.partitions)
+        if self.gone or not self._has_states(p):
+            return
+        group = self.cluster.groups.group(GROUP)
+        now = group.offsets[INPUT, p]
+        offset = self.rng.randrange(self.cluster.logs[INPUT, p].end + 1)
+        metadata = self.rng.choice(["", "set by hand", now.metadata if offset != now.offset else ""])
+        self.say(f"a tool sets partition {p} from {now.offset} to {offset}")
+        self.count("offsets set by a tool")
+        group.set_by_tool((INPUT, p), offset, metadata)
+
+    def _delete(self) -> None:
+        """A topic goes, and comes again under its name, maybe with more in it than before."""
+        partitions = range(self.plan.partitions)
+        if not all(self._has_states(p) for p in partitions):
+            return
+        topic = self.gone = INPUT if self.plan.deleted == "input" else self.config.changelog
+        self.say(f"{topic} is deleted")
+        self.count("topics deleted")
+        if topic == INPUT:
+            for p in partitions:
+                self._lost[p] += self.cluster.logs[INPUT, p].visible()
+        self.cluster.delete(topic)
+        # A fetch meets that it is gone in between.
+        self.loop.call_later(0.3 + self.rng.random() * self.rng.choice([0.2, 6.0]), self._make_anew, topic)
+
+    def _make_anew(self, topic: str) -> None:
+        settings = {"cleanup.policy": "compact"} if topic != INPUT else {}
+        self.cluster.create(topic, self.plan.partitions, settings)
+        for p in range(self.plan.partitions if topic == INPUT else 0):
+            rows = [self._row(self.rng, p) for _ in range(self.rng.randrange(2 * self.plan.records))]
+            if rows:
+                self.cluster.logs[topic, p].write(rows)
 
     def _compact(self) -> None:
         self.count("compactions")
