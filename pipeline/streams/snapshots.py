@@ -298,13 +298,13 @@ def _problem(key: bytes, value: bytes, digest: bytes, width: int) -> Problem | N
         return Problem(key, "version", f"{who} has version {value[0]}, this Eddy reads {VERSION}")
     if checksums(np.frombuffer(value, np.uint8)[None])[0] != int.from_bytes(value[SUM], "little"):
         return Problem(key, "corrupt", f"{who} is damaged: its checksum does not fit its {len(value)} bytes")
+    if value[1:4] == bytes((ENDED, 0, 0)) and len(value) == HEADER:
+        return None  # whoever wrote it: there is no row in it
     if value[DIGEST] != digest:
         text = f"was written by a model with {OTHER_ROWS} ({value[DIGEST].hex()}, this one is {digest.hex()})"
         return Problem(key, "foreign", f"{who} {text}")
     if value[1:4] not in (b"\0\0\0", bytes((ENDED, 0, 0))):
         return Problem(key, "version", f"{who} has flags {value[1:4].hex()}, which this Eddy does not know")
-    if value[1] == ENDED and len(value) == HEADER:
-        return None
     expected = HEADER if value[1] == ENDED else width
     return Problem(key, "corrupt", f"{who} has {len(value)} bytes, expected {expected}")
 

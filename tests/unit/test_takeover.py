@@ -107,7 +107,9 @@ def test_the_newest_snapshot_of_a_key_counts():
         (found(10, mark=None, changelog=written({b"a": 1})), "another tool has set this group's offset"),
         (found(10, mark=None, log=(11, 20)), "outside the log 11..20"),
         (found(10, mark=Mark(TAG, 9, 9, DIGEST)), "does not match its metadata's C 9"),
-        (found(10, mark=Mark(TAG, 10, 10, OTHER)), "another state schema"),
+        (found(10, mark=Mark(TAG, 10, 9, OTHER)), "another state schema"),
+        (found(10, mark=Mark(TAG, 10, 10, OTHER, ((12, 14),))), "another state schema"),
+        (found(10, mark=Mark(TAG, 10, 10, OTHER), changelog=written({b"a": 9}, digest=OTHER)), "stream b'a' was written"),
         (found(10, mark=Mark(TAG, 10, 10, DIGEST, version=9)), "newer worker"),
         (found(10, mark=Mark(TAG, 10, 7, DIGEST), log=(8, 20)), "begins at 8, a replay must begin at 7"),
         (found(10, log=(11, 20)), "its retention has passed"),
@@ -136,6 +138,14 @@ class Overwritten(MemoryTransport):
         for a in range(200):
             row = Snapshots.of(NOBODY, [b"a"], np.array([a]), np.zeros((1, 1_000_000), np.uint8))
             yield Changelog([b"a"], [bytes(v) for v in row.records(DIGEST, 0).values], np.array([a]), a + 1)
+
+
+def test_another_model_takes_over_a_group_without_states_where_nothing_is_to_be_replayed():
+    """All its streams have ended, say, and their ends are no rows of any model."""
+    mark = Mark(TAG, 10, 10, OTHER)
+    assert check(found(10, mark=mark), DIGEST) == Start(10, 10, TAG)
+    gone = written({}, {b"gone": 4}, digest=OTHER)
+    assert check(found(10, mark=mark, changelog=gone), DIGEST) == Start(10, 10, TAG)
 
 
 async def test_a_takeover_holds_the_newest_snapshots_and_not_the_whole_changelog():
