@@ -21,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from tests.benchmarks.accounted import TRANSACTIONS
 from tests.benchmarks.load import Load, committed, fill, pace, producer
 from tests.benchmarks.peers import (
     START_S,
+    Accounted,
     Eddy,
+    Peer,
     Place,
     broker,
     cpu_s,
@@ -153,7 +156,7 @@ class Bench:
         self.found["p99 ms at 2,000 records/s, exactly once"] = spread(p99[Eddy])
         self.found["p99 ms, exactly once less at least once"] = spread(more)
 
-    def _paced(self, kind: type[Eddy], place: Place, more: tuple[str, ...] = (), rate: float = 2000) -> Any:
+    def _paced(self, kind: Callable[..., Peer], place: Place, more: tuple[str, ...] = (), rate: float = 2000) -> Any:
         skip = int(3 * rate)
         load = Load(self.a.streams, skip + int(self.a.seconds * rate))
         return paced(kind, place, load, rate, skip, self.broker.pid, more)
@@ -161,18 +164,24 @@ class Bench:
     def partitions(self) -> None:
         p99, share, cores = [], [], []
         for i in range(self.a.rounds):
-            used = {}
-            for interval in in_turn((0, 1000), i):
+            for kind in in_turn((Eddy, Accounted), i):
+                peers: list[Any] = []
+
+                def started(*place: Any, kind: Any = kind, peers: list[Any] = peers) -> Any:
+                    peers.append(kind(*place))
+                    return peers[0]
+
                 with self.place(64) as place:
-                    told = self._paced(Eddy, place, ("--commit-interval-ms", str(interval)))
-                    used[interval] = told["cores"]
-                    if not interval:
-                        p99.append(told["p99 ms"])
-            cores.append(used[0])
-            share.append(1 - used[1000] / used[0])
+                    told = self._paced(started, place)
+                if kind is Eddy:
+                    p99.append(told["p99 ms"])
+                    cores.append(told["cores"])
+                else:
+                    taken = peers[0].loop_cpu_s()
+                    share.append(taken[TRANSACTIONS] / sum(taken.values()))
         self.found["p99 ms at 2,000 records/s, 64 partitions"] = spread(p99)
         self.found["cores, 64 partitions"] = spread(cores)
-        self.found["share of its CPU that goes into transactions"] = spread(share)
+        self.found["share of its event loop's CPU that goes into transactions"] = spread(share)
 
     def hot(self) -> None:
         """Neighbours of a stream that gets 100,000 steps at once, in its partition, beside them alone."""

@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,6 +216,7 @@ class Hand(Peer):
 
 class Eddy(Peer):
     name = "worker"
+    program = "services"
     _url: str | None = None
 
     def command(self, place: Place) -> list[str]:
@@ -229,7 +230,7 @@ class Eddy(Peer):
             "http-port": 0,
             "log-format": "json",
         }
-        return ["-m", "services", "run", *(a for k, v in flags.items() for a in (f"--{k}", str(v)))]
+        return ["-m", self.program, "run", *(a for k, v in flags.items() for a in (f"--{k}", str(v)))]
 
     @property
     def url(self) -> str:
@@ -260,8 +261,19 @@ class Eddy(Peer):
         return {name: float(value) for name, value in found if not name.endswith("_bucket")}
 
 
+class Accounted(Eddy):
+    """Slower by a few percent."""
+
+    program = "tests.benchmarks.accounted"
+
+    def loop_cpu_s(self) -> dict[str, float]:
+        """What the time of its event loop went into; when it has ended."""
+        found: dict[str, float] = json.loads(self.wait_for("loop_cpu_s").string)["loop_cpu_s"]
+        return found
+
+
 @contextmanager
-def running(kind: type[Peer], place: Place, more: Sequence[str] = ()) -> Iterator[Peer]:
+def running(kind: Callable[..., Peer], place: Place, more: Sequence[str] = ()) -> Iterator[Peer]:
     """Ready inside; ended at the end."""
     peer = kind(place, *more)
     try:
@@ -325,7 +337,13 @@ def _moved(peer: Peer, watch: Watch, last: int, since: float) -> int:
 
 
 def paced(
-    kind: type[Peer], place: Place, load: Any, rate: float, skip: int, broker: int | None, more: Sequence[str] = ()
+    kind: Callable[..., Peer],
+    place: Place,
+    load: Any,
+    rate: float,
+    skip: int,
+    broker: int | None,
+    more: Sequence[str] = (),
 ) -> dict[str, float]:
     """Latency under an open loop of ``rate`` records a second: what `load.judge` found, the cores that the peer took,
     and those that others took."""
