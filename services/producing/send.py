@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 from typing import NoReturn, TypeAlias
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError, EddyError
+from pipeline.errors import ConfigError, EddyError, NotAuthorized
 from pipeline.transport.kafka.client import unreachable
 from services.cluster import need_topic
 
@@ -82,6 +82,8 @@ async def _send(
                     break
             await producer.flush()
     if written.error is not None:
+        if isinstance(written.error, TopicAuthorizationFailedError):
+            raise NotAuthorized(f"not authorized: allow Write on the topic {args.topic!r}")
         why = type(written.error).__name__
         raise EddyError(f"{args.topic!r} refused a record ({why}); {written.records} others were written")
     return written
@@ -89,7 +91,7 @@ async def _send(
 
 @asynccontextmanager
 async def producing(bootstrap_servers: str, topic: str, compression: str = "none") -> AsyncIterator[AIOKafkaProducer]:
-    """A producer that puts no record in twice and keeps their order. Raises Unreachable, EddyError."""
+    """A producer that puts no record in twice and keeps their order. Raises Unreachable, NotAuthorized, EddyError."""
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap_servers,
         enable_idempotence=True,  # a retry must not put a record in twice, or behind its successor
@@ -103,6 +105,8 @@ async def producing(bootstrap_servers: str, topic: str, compression: str = "none
         raise unreachable(bootstrap_servers) from None
     try:
         yield producer
+    except TopicAuthorizationFailedError:
+        raise NotAuthorized(f"not authorized: allow Write on the topic {topic!r}") from None
     except KafkaError as error:
         raise EddyError(f"cannot write to {topic!r}: {error or type(error).__name__}") from None
     finally:

@@ -11,15 +11,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
-from confluent_kafka.admin import (
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    NewPartitions,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AclOperation, NewPartitions, ResourceType
 
 from services.broker import Broker
 from tests.conftest import started
@@ -36,6 +28,7 @@ from tests.kafka.harness import (
     produce,
     workers,
 )
+from tests.kafka.permissions import GUARDED, deny
 from tests.kafka.reading import Reader, read_all
 from tests.kafka.verdict import judge_hash
 from tests.models import rolling_hash
@@ -382,30 +375,8 @@ def test_a_consumer_that_joins_the_group_and_commits_stops_what_it_took_and_noth
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Broker]:
     """A broker that asks its access control lists; what has none is allowed."""
-    settings = {
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "allow.everyone.if.no.acl.found": "true",
-    }
-    with started(settings) as it:
+    with started(GUARDED) as it:
         yield it
-
-
-def deny(topics: Topics, operation: AclOperation, kind: ResourceType, name: str) -> Callable[[], None]:
-    """Takes one permission away and leaves the others; the result gives it back."""
-    client = admin(topics.address)
-    who = (kind, name, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*")
-    lists = [
-        AclBinding(*who, AclOperation.ALL, AclPermissionType.ALLOW),
-        AclBinding(*who, operation, AclPermissionType.DENY),
-    ]
-    for made in client.create_acls(lists).values():
-        made.result(30)
-
-    def give_back() -> None:
-        (removed,) = client.delete_acls([AclBindingFilter(*who, operation, AclPermissionType.DENY)]).values()
-        removed.result(30)
-
-    return give_back
 
 
 @pytest.mark.parametrize("what", ["write the output", "write the changelog", "read the input", "read the group"])
@@ -423,7 +394,7 @@ def test_a_permission_taken_away_is_named_and_work_goes_on_when_it_is_back(
     with workers(worker), Feed(topics, new_seed(), 200) as feed:
         reader = Reader(topics.address, topics.output)
         reader.until(100, of=[worker])
-        give_back = deny(topics, operation, kind, name)
+        give_back = deny(topics.address, operation, kind, name)
         if what == "read the group":
             assert name in ends(worker)
             give_back()

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import (
-    AclBinding,
-    AclBindingFilter,
     AclOperation,
-    AclPermissionType,
     AdminClient,
     NewPartitions,
     NewTopic,
@@ -28,6 +25,7 @@ from services.broker import Broker
 from tests.contract.test_transports import KafkaWorld
 from tests.contract.transport_suite import TransportSuite
 from tests.contract.transport_world import PARTITIONS, Member, part, records
+from tests.kafka.permissions import GUARDED, allow_only
 from tests.kafka.test_open_transactions import hold_open
 
 pytestmark = pytest.mark.kafka
@@ -240,12 +238,7 @@ async def test_an_input_made_anew_is_not_read_on_under_its_name(
 @pytest.fixture
 async def guarded(unique: Callable[[str], str]) -> AsyncIterator[KafkaWorld]:
     """On a broker that asks Access Control Lists; what has none is allowed."""
-    broker = Broker(
-        settings={
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "allow.everyone.if.no.acl.found": "true",
-        }
-    )
+    broker = Broker(settings=GUARDED)
     broker.start()
     world = KafkaWorld(broker, "guarded")
     try:
@@ -256,29 +249,6 @@ async def guarded(unique: Callable[[str], str]) -> AsyncIterator[KafkaWorld]:
         await world.stop()
     finally:
         broker.stop()
-
-
-def allow_only(
-    servers: str,
-    kind: ResourceType,
-    name: str,
-    *operations: AclOperation,
-    pattern: ResourcePatternType = ResourcePatternType.LITERAL,
-) -> Callable[[], None]:
-    """Takes every other permission on it away; the result gives them back."""
-    admin = AdminClient({"bootstrap.servers": servers})
-    lists = [
-        AclBinding(kind, name, pattern, "User:ANONYMOUS", "*", operation, AclPermissionType.ALLOW)
-        for operation in operations
-    ]
-    for future in admin.create_acls(lists).values():
-        future.result(10)
-
-    def give_back() -> None:
-        anything = AclBindingFilter(kind, name, pattern, None, None, AclOperation.ANY, AclPermissionType.ANY)
-        admin.delete_acls([anything])[anything].result(10)
-
-    return give_back
 
 
 async def test_a_worker_needs_no_more_than_what_the_manual_says(guarded: KafkaWorld) -> None:

@@ -109,7 +109,10 @@ def test_the_newest_snapshot_of_a_key_counts():
         (found(10, mark=Mark(TAG, 9, 9, DIGEST)), "does not match its metadata's C 9"),
         (found(10, mark=Mark(TAG, 10, 9, OTHER)), "another state schema"),
         (found(10, mark=Mark(TAG, 10, 10, OTHER, ((12, 14),))), "another state schema"),
-        (found(10, mark=Mark(TAG, 10, 10, OTHER), changelog=written({b"a": 9}, digest=OTHER)), "stream b'a' was written"),
+        (
+            found(10, mark=Mark(TAG, 10, 10, OTHER), changelog=written({b"a": 9}, digest=OTHER)),
+            "stream b'a' was written",
+        ),
         (found(10, mark=Mark(TAG, 10, 10, DIGEST, version=9)), "newer worker"),
         (found(10, mark=Mark(TAG, 10, 7, DIGEST), log=(8, 20)), "begins at 8, a replay must begin at 7"),
         (found(10, log=(11, 20)), "its retention has passed"),

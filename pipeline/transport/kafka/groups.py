@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 
 from pipeline.columns import Committed
 from pipeline.errors import CommitError, NotAuthorized, OutcomeUnknown
@@ -53,9 +53,15 @@ async def stable_offsets(
             f"offsets of group {group!r} in {topic} {sorted(partitions)} were still pending after {patience_s:g} s"
         ) from None
     except KafkaError as error:
-        raise OutcomeUnknown(f"the offsets of group {group!r} cannot be read: {error!r}") from error
+        raise _failed(group, "the offsets of group {!r} cannot be read", error) from error
     rows = [row for _, of_topic, _ in reply.topics for row in of_topic]
     return {row[0]: Committed(row[1], row[3] or "") for row in rows if row[1] >= 0}
+
+
+def _failed(group: str, what: str, error: Exception) -> CommitError:
+    if isinstance(error, GroupAuthorizationFailedError):  # who coordinates it is not told
+        return NotAuthorized(f"not authorized: allow Read on the group {group!r}")
+    return OutcomeUnknown(f"{what.format(group)}: {error!r}")
 
 
 def _refused(group: str, topic: str, codes: set[int]) -> CommitError:
@@ -73,7 +79,7 @@ async def members_of(client: Client, group: str, topic: str) -> list[GroupMember
         async with asyncio.timeout(client.limit_s):
             reply = await client.ask(GROUP, group, request, lambda r: {of_group[0] for of_group in r.groups})
     except (TimeoutError, KafkaError) as error:
-        raise OutcomeUnknown(f"group {group!r} cannot be described: {error!r}") from error
+        raise _failed(group, "group {!r} cannot be described", error) from error
     ((code, _, _, _, _, rows, _),) = reply.groups
     if code in wire.NOT_AUTHORIZED:
         raise wire.forbidden([code], group=group)
