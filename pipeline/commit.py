@@ -78,18 +78,30 @@ class Lane:
         self._failures = 0
         self._next = 0
 
-    async def commit(self, memories: Sequence[Memory], now_ms: int) -> Outcome | None:
+    async def commit(self, memories: Sequence[Memory], now_ms: Callable[[], int]) -> Outcome | None:
         """One transaction of whatever is finished in these partitions, all under one membership. None: nothing was."""
         async with self._turn:
             if not self._settled:
                 await self._settle()
+            # 0. Open the transaction: that waits for the markers of the last one, and what is finished meanwhile goes
+            #    along. (At least once, outputs come before it; where parts go one by one, it is opened for that one.)
+            whose, most = self._whose(memories)
+            if not any(m.unsaid for m in whose):
+                return None
+            if not self._at_least_once and most == len(whose):
+                try:
+                    await self._open(whose)
+                except CommitError as error:
+                    self._failures += 1
+                    await self._settle()
+                    return Outcome(error=error)
             # 1. Freeze (X2): what is finished at this moment, one part a partition, each with a tag of its own. A part
             #    of an earlier transaction that failed stays as it was (X3). Nothing unchecked is frozen or sent (X4).
-            whose, most = self._whose(memories)
-            parts_of = ((m, part) for m in whose if (part := self._part(m, now_ms)) is not None)
+            checked = (m for m in whose if m.checked and not m.closed)
+            parts_of = ((m, part) for m in checked if (part := self._part(m, now_ms())) is not None)
             frozen = list(itertools.islice(parts_of, most))
             if not frozen:
-                return None
+                return None  # what is open stays so, with nothing in it
             # 2. The membership is the copy that came with the assignment, never a live value (X1).
             membership = frozen[0][0].membership
             parts = [part for _, part in frozen]
@@ -138,6 +150,16 @@ class Lane:
         for memory, part in new:
             memory.published = memory.frozen is not None and memory.frozen.part is part
         return [replace(part, outputs=Records.none()) for _, part in frozen]
+
+    async def _open(self, whose: Sequence[Memory]) -> None:
+        """Whatever ends it early leaves the writer to be settled; nothing of it is to be asked for."""
+        showing = [m.partition for m in whose if m.will_show]
+        saving = [m.partition for m in whose if m.will_save]
+        try:
+            await self._transport.open(showing, saving)
+        except BaseException:
+            self._settled = False
+            raise
 
     async def _transaction(
         self, frozen: Sequence[tuple[Memory, Part]], membership: Membership, parts: Sequence[Part]

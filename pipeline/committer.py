@@ -24,6 +24,10 @@ FAILED_S = (0.0, 0.02, 0.1, 0.5, 2.0)
 """Between a commit that failed and the next; the last repeats."""
 
 
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
 class Committer:
     """A commit starts as soon as the last one is done and something is ready; the intervals only set a floor.
 
@@ -58,7 +62,7 @@ class Committer:
                 if self._waits(memories):
                     break
                 began = time.perf_counter()
-                outcome = await self._lane.commit(memories, int(time.time() * 1000))
+                outcome = await self._lane.commit(memories, _now_ms)
                 if outcome is None:
                     break
                 self._last_s = time.perf_counter()

@@ -215,6 +215,25 @@ class Memory:
         """Something is to be committed that waits for nothing."""
         return self.base is None or self.frozen is not None or any(not d.unhurried for d in self.pending)
 
+    @property
+    def unsaid(self) -> bool:
+        """There may be something that the group does not know yet."""
+        return self.frozen is not None or bool(self.pending) or self.base is None
+
+    @property
+    def will_show(self) -> bool:
+        """The next part is likely to have outputs: what runs now may be done by then."""
+        if self.frozen is not None:
+            return len(self.frozen.part.outputs) > 0
+        return self.in_flight > 0 or any(len(d.outputs) for d in self.pending)
+
+    @property
+    def will_save(self) -> bool:
+        """It is likely to have snapshots."""
+        if self.frozen is not None:
+            return len(self.frozen.part.snapshots) > 0
+        return self.base is None or any(d.snapshots.nbytes for d in self.pending)
+
     def freeze(
         self, tag: bytes, digest: bytes, now_ms: int, merge: Callable[[Records], Records], topics: Topics = NOT_KNOWN
     ) -> Part | None:

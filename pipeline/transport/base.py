@@ -163,6 +163,11 @@ class Transport(Protocol):
         """Makes the writer usable again after any failure: InitProducerId until no CONCURRENT_TRANSACTIONS (X11).
         An open transaction of this lane is decided when it returns."""
 
+    async def open(self, outputs: Collection[int], snapshots: Collection[int]) -> None:
+        """Begins the next transaction, or goes on beginning it, while its parts are still being made: ``commit`` is
+        likely to have outputs and snapshots of these partitions. What else it has is added then; what it lacks costs
+        no more than a marker. Nothing is written, no offset is pending. Errors as of ``commit``."""
+
     async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
         """One transaction: all records, all offsets with metadata, under ``membership`` (X1, X3).
 

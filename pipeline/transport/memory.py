@@ -317,6 +317,11 @@ class MemoryTransport:
     async def settle(self) -> None:
         self._settled = True
 
+    async def open(self, outputs: Collection[int], snapshots: Collection[int]) -> None:
+        if not self._settled:
+            raise OutcomeUnknown("the writer is not settled")
+        await asyncio.sleep(0)
+
     async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
         if not self._settled:
             raise OutcomeUnknown("the writer is not settled")

@@ -9,12 +9,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from pipeline.columns import Changelog, Committed, as_list, source_column
+from pipeline.columns import Changelog, Committed, Part, as_list, source_column
 from pipeline.errors import GroupRefused, IdentityTaken, OutcomeUnknown, PartRefused, TakeoverError, TopicError
 from pipeline.transport.base import LogRange, Written
 from tests.contract.transport_world import PARTITIONS, TIME_MS, WAIT_S, CopyingWorker, Member, World, part, records
@@ -253,6 +254,32 @@ class TransportSuite:
             seen = await world.read(world.config().output)
         for p in range(PARTITIONS):
             assert [s.value for s in seen if s.partition == p] == [b"%d" % i for i in range(25)]
+
+    async def test_a_transaction_may_be_opened_before_its_parts_are_known(self, world: World) -> None:
+        async with self.member(world) as member:
+            membership, transport = await member.until_assigned(), member.transport
+
+            def parts(turn: int) -> list[Part]:
+                out = records([b"k"], [b"%d" % turn])
+                return [part(1, turn, outputs=out), part(2, turn, outputs=out), part(0, turn, snapshots=out)]
+
+            await transport.open([0, 1], [0])
+            await transport.open([1], [3])
+            await transport.commit(membership, parts(1))
+            await transport.open([0, 1, 2, 3], [])
+            await transport.settle()  # nothing of it is left
+            await transport.commit(membership, parts(2))
+            await transport.open([3], [3])
+            await transport.commit(membership, [part(0, 3, "no records")])
+            await transport.open([1], [])
+            another = replace(membership, generation=membership.generation + 1)
+            with pytest.raises(GroupRefused):
+                await transport.commit(another, parts(4))
+            await transport.commit(membership, parts(5))
+            seen = await world.read(world.config().output)
+            for p, values in ((0, []), (1, [b"1", b"2", b"5"]), (2, [b"1", b"2", b"5"]), (3, [])):
+                assert [s.value for s in seen if s.partition == p] == values
+            assert await transport.stable_offsets(membership, [0, 1]) == {0: Committed(5, "m"), 1: Committed(5, "m")}
 
     async def test_an_old_membership_is_refused_and_the_writer_stays_good(self, world: World) -> None:
         async with self.member(world) as member:

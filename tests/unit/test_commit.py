@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,56 @@ async def test_a_failed_transaction_is_sent_again_as_it_was_and_memory_stays(has
     first, second, third = (parts for parts in transport.tried[:3])
     assert first[0] is second[0] is third[0], "the same part, the same tag"
     exact(broker, b"a", [1, 2])
+
+
+async def test_what_is_finished_while_the_transaction_opens_goes_along(hash_model):
+    broker = new_broker()
+    worker, transport = made_watched(Log(broker), hash_model, kind=Scripted)
+    async with running(worker) as task:
+        await begun(broker, task)
+        opening, opened = asyncio.Event(), asyncio.Event()
+
+        async def slow(outputs: Collection[int], snapshots: Collection[int]) -> None:
+            opening.set()
+            await opened.wait()
+
+        transport.open = slow
+        broker.produce("in", 0, b"a", value(1))
+        await opening.wait()
+        broker.produce("in", 0, b"a", value(2))
+        async with asyncio.timeout(10):
+            while sum(len(d.outputs) for d in worker._ownership.memory(0).pending) < 2:
+                await asyncio.sleep(0)
+        assert not transport.tried
+        opened.set()
+        await until(broker, task, lambda: counted(broker) == 2)
+    assert len(transport.tried[0][0].outputs) == 2
+    exact(broker, b"a", [1, 2])
+
+
+async def test_a_transaction_that_cannot_be_opened_costs_nothing(hash_model):
+    broker = new_broker()
+    worker, transport = made_watched(Log(broker), hash_model, kind=Scripted)
+    async with running(worker) as task:
+        await begun(broker, task)
+        plain, failed = transport.open, []
+
+        async def fails(*places: Any) -> None:
+            if len(failed) < ALONE_AFTER + 1:
+                failed.append(places)
+                transport._settled = False
+                raise OutcomeUnknown("the answer was lost")
+            await plain(*places)
+
+        transport.open = fails
+        memory = worker._ownership.memory(0)
+        for i in range(1, 9):
+            broker.produce("in", 0, b"a", value(i))
+            await until(broker, task, lambda i=i: counted(broker) == i)
+        assert len(failed) == ALONE_AFTER + 1
+        assert worker._ownership.memory(0) is memory
+        assert takeovers(worker) == 4, "one for each partition, at the start"
+    exact(broker, b"a", list(range(1, 9)))
 
 
 async def test_what_is_finished_meanwhile_goes_into_the_next_part(hash_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,34 @@ async def test_a_request_of_a_transaction_that_had_no_answer_is_not_sent_again(k
     with pytest.raises(OutcomeUnknown):
         await writer.commit(Membership("g", 1, "m"), [Part(0, b"t" * 16, 1, "", outputs)])
     assert client.sent[kind] == 1
+
+
+async def test_a_transaction_that_is_open_is_added_only_what_it_lacks(monkeypatch):
+    client = Silent(int)
+    writer = Writer(client, "lane", "in", ("out", "in.dlq", "changelog"), Pacing(), 60_000, "none")
+    await writer.settle()
+
+    def asked() -> tuple[int, int]:
+        return client.sent[AddOffsetsToTxnRequest], client.sent[wire.AddPartitionsToTxn]
+
+    for _ in range(2):
+        await writer.open("g", [("out", 0), ("out", 1)])
+        assert asked() == (1, 1)
+    await writer.open("g", [("out", 1), ("changelog", 1)])
+    assert asked() == (1, 2)
+    parts = [Part(p, b"t" * 16, 1, "", dead_letters=Records.none()) for p in (0, 1)]
+    await writer.commit(Membership("g", 1, "m"), parts)
+    assert asked() == (1, 2)
+    assert client.sent[EndTxnRequest] == 1
+    await writer.commit(Membership("g", 1, "m"), parts)
+    assert asked() == (2, 2), "nothing of the last one is in the next"
+    # The broker ends what is open for too long: before it does, it is begun anew.
+    await writer.open("g", [("out", 0)])
+    assert (asked(), client.sent[InitProducerIdRequest]) == ((3, 3), 1)
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 31)
+    await writer.open("g", [("out", 0)])
+    assert (asked(), client.sent[InitProducerIdRequest]) == ((4, 4), 2)
 
 
 async def test_the_writer_is_settled_by_asking_until_there_is_an_answer():

@@ -23,10 +23,14 @@ class Pacing:
         self._may_go = asyncio.Event()
         self._may_go.set()
 
+    def begin(self) -> None:
+        """A transaction is being opened: what is asked for now comes too late for it."""
+        self._may_go.clear()
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """One runs inside."""
-        self._may_go.clear()
+        self.begin()
         try:
             yield
         finally:

@@ -303,6 +303,12 @@ class KafkaTransport:
         """See Transport.settle. Raises OutcomeUnknown past the time limit, NotAuthorized: call it again."""
         await self._opened.writer.settle()
 
+    async def open(self, outputs: Collection[int], snapshots: Collection[int]) -> None:
+        """See Transport.open."""
+        config = self._config
+        places = [(config.output, p) for p in outputs] + [(config.changelog, p) for p in snapshots]
+        await self._opened.writer.open(config.group, places)
+
     async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
         """See Transport.commit."""
         return await self._opened.writer.commit(membership, parts)

@@ -1,14 +1,18 @@
 """The lane: one transactional writer a worker, a transaction in one call (X3).
 
 The broker compares the membership at TxnOffsetCommit v3 alone (X1), so every transaction carries offsets. All that may
-be sent together is: AddPartitions with AddOffsets, then the records with the offsets, then EndTxn.
+be sent together is: AddPartitions with AddOffsets, then the records with the offsets, then EndTxn. The first of these
+waits for the markers of the last transaction and holds no records: it goes before there are any, as far as it is known
+where they will go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -75,13 +79,16 @@ class Writer:
         compressions = {**dict.fromkeys(topics, compression), self._changelog: snapshot_compression}
         self._sender = Sender(client, lane, compressions)
         self._settled = False
+        self._added: set[Place] | None = None
+        """Partitions in the transaction that is open; None: there is none."""
+        self._opened_s = 0.0
 
     async def settle(self) -> None:
         """InitProducerId: what this lane had open is decided when it returns (X11).
 
         Raises OutcomeUnknown past the time limit, NotAuthorized, ConfigError for what no repetition helps.
         """
-        self._settled = False
+        self._settled, self._added = False, None
         request = InitProducerIdRequest(self.lane, self._timeout_ms)
         try:
             async with asyncio.timeout(self._client.limit_s):
@@ -97,39 +104,53 @@ class Writer:
         self._sender.begin(reply.producer_id, reply.producer_epoch)
         self._settled = True
 
+    async def open(self, group: str, places: Collection[Place]) -> None:
+        """See Transport.open. Raises NotAuthorized, OutcomeUnknown."""
+        async with self._unsettled_if_it_fails():
+            if self._added is not None and time.monotonic() - self._opened_s > self._timeout_ms / 2000:
+                await self._begin_anew()  # before the broker does it for us
+            self._pacing.begin()
+            try:
+                await self._add(group, places)
+            except BaseException:
+                self._pacing.ending()
+                raise
+
     async def commit(self, membership: Membership, parts: Sequence[Part]) -> dict[int, Written]:
         """See Transport.commit (X3). Raises GroupRefused, PartRefused, NotAuthorized, OutcomeUnknown."""
-        if not self._settled:
-            raise OutcomeUnknown(f"lane {self.lane} is not settled")
         if not parts:
             return {}
-        self._settled = False  # whatever ends this early, a cancellation included, leaves it to be settled
-        try:
+        async with self._unsettled_if_it_fails():
             with self._pacing.transaction():
-                async with asyncio.timeout(self._client.limit_s):
-                    while (written := await self._transaction(membership, parts)) is None:
-                        # Its end was never asked for, so once settled nothing of it is visible, and the parts may go
-                        # again as they were; whether the partitions are still ours is compared anew (X1).
-                        await self.settle()
-                        self._settled = False
+                while (written := await self._transaction(membership, parts)) is None:
+                    # Its end was never asked for, so once settled nothing of it is visible, and the parts may go
+                    # again as they were; whether the partitions are still ours is compared anew (X1).
+                    await self._begin_anew()
+        return {partition: where for (topic, partition), where in written.items() if topic == self._changelog}
+
+    async def _begin_anew(self) -> None:
+        await self.settle()
+        self._settled = False
+
+    @asynccontextmanager
+    async def _unsettled_if_it_fails(self) -> AsyncIterator[None]:
+        """Whatever ends it early, a cancellation included, leaves the lane to be settled; bounded in time."""
+        if not self._settled:
+            raise OutcomeUnknown(f"lane {self.lane} is not settled")
+        self._settled = False
+        try:
+            async with asyncio.timeout(self._client.limit_s):
+                yield
         except TimeoutError:
             raise OutcomeUnknown(f"the transaction had no answer within {self._client.limit_s:g} s") from None
         except KafkaError as error:
             raise OutcomeUnknown(f"the transaction failed: {error!r}") from error
         self._settled = True
-        return {partition: where for (topic, partition), where in written.items() if topic == self._changelog}
 
     async def _transaction(self, membership: Membership, parts: Sequence[Part]) -> dict[Place, Written] | None:
         """Where its records lie; None: a topic takes only smaller batches, and they will be."""
         contents = self._contents(parts)
-        by_topic: defaultdict[str, list[int]] = defaultdict(list)
-        for topic, partition in (place for place, records in contents if len(records)):
-            by_topic[topic].append(partition)
-        who = (self.lane, *self._sender.producer)
-        adding = [self._ask(AddOffsetsToTxnRequest(*who, membership.group), "AddOffsetsToTxn")]
-        if by_topic:
-            adding.append(self._ask(wire.AddPartitionsToTxn(*who, list(by_topic.items())), "AddPartitionsToTxn"))
-        opening = asyncio.ensure_future(all_of(*adding))
+        opening = asyncio.ensure_future(self._add(membership.group, [place for place, r in contents if len(r)]))
         try:
             await asyncio.sleep(0)  # the requests are on their way while the batches are built
             built = self._sender.build(contents)
@@ -142,14 +163,32 @@ class Writer:
         failure = verdict(
             {place: code for place, (code, _) in sent.refused.items()}, offsets, membership.group, self._input
         )
+        who = (self.lane, *self._sender.producer)
         if failure is None:
             await self._ask(EndTxnRequest(*who, True), "EndTxn")
+            self._added = None
             written: dict[Place, Written] = sent.written
             return written
         if isinstance(failure, GroupRefused):
             await self._ask(EndTxnRequest(*who, False), "EndTxn")
-            self._settled = True
+            self._settled, self._added = True, None
         raise failure
+
+    async def _add(self, group: str, places: Collection[Place]) -> None:
+        """The group's offsets and these partitions are in the open transaction afterwards; it may begin with that."""
+        known = self._added
+        by_topic: defaultdict[str, list[int]] = defaultdict(list)
+        for topic, partition in sorted({*places} - (known or set())):
+            by_topic[topic].append(partition)
+        who = (self.lane, *self._sender.producer)
+        adding = []
+        if known is None:
+            self._opened_s = time.monotonic()
+            adding.append(self._ask(AddOffsetsToTxnRequest(*who, group), "AddOffsetsToTxn"))
+        if by_topic:
+            adding.append(self._ask(wire.AddPartitionsToTxn(*who, list(by_topic.items())), "AddPartitionsToTxn"))
+        await all_of(*adding)
+        self._added = {*places} | (known or set())
 
     def _contents(self, parts: Sequence[Part]) -> list[tuple[Place, Records]]:
         """What goes where."""
