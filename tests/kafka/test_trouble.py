@@ -148,6 +148,24 @@ async def test_an_input_that_grows_is_reported_and_its_new_partitions_wait(world
         assert member.lost == []
 
 
+async def test_partitions_that_came_while_the_groups_leader_was_away_find_somebody(world: KafkaWorld) -> None:
+    """Its next life gets what the group keeps for a static member, and is not told that it leads."""
+    first = Member(world.connect(world.config()))
+    await first.transport.start(first)
+    await first.until_assigned(PARTITIONS)
+    await first.transport.stop()  # without leaving, as one that is killed
+
+    def grow() -> None:
+        admin = AdminClient({"bootstrap.servers": world.servers})
+        for topic in (world.input, world.output, world.config().changelog, world.config().dead_letters):
+            admin.create_partitions([NewPartitions(topic, PARTITIONS + 1)])[topic].result(10)
+
+    await asyncio.to_thread(grow)
+    async with member_of(world) as second:
+        await second.until_assigned(PARTITIONS + 1)
+        assert second.assignments == 2, "first what the dead one had"
+
+
 # Topics that go away
 
 

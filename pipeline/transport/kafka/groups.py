@@ -16,6 +16,7 @@ from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import GROUP, Client
 
 UNSTABLE_PAUSE_S = 0.01
+STABLE = "Stable"
 
 
 async def fetch_offsets(client: Client, group: str, topic: str, partitions: Collection[int], *, stable: bool) -> Any:
@@ -74,22 +75,34 @@ def _refused(group: str, topic: str, codes: set[int]) -> CommitError:
 
 async def members_of(client: Client, group: str, topic: str) -> list[GroupMember]:
     """Members with their partitions of ``topic``, by name. Raises OutcomeUnknown past the time limit, NotAuthorized."""
+    _, rows = await _describe(client, group)
+    members = [
+        GroupMember(instance_id or member_id, member_id, client_id, host.lstrip("/"), _partitions(assignment, topic))
+        for member_id, instance_id, client_id, host, _, assignment in rows
+    ]
+    return sorted(members, key=lambda member: member.name)
+
+
+async def assigned_in(client: Client, group: str, topic: str) -> set[int] | None:
+    """Partitions of ``topic`` that somebody has; None while the group shares them out. Raises as ``members_of``."""
+    state, rows = await _describe(client, group)
+    return {p for *_, assignment in rows for p in _partitions(assignment, topic)} if state == STABLE else None
+
+
+async def _describe(client: Client, group: str) -> tuple[str, list[Any]]:
+    """A group's state, and its members as the broker tells of them."""
     request = wire.DescribeGroups([group], False)
     try:
         async with asyncio.timeout(client.limit_s):
             reply = await client.ask(GROUP, group, request, lambda r: {of_group[0] for of_group in r.groups})
     except (TimeoutError, KafkaError) as error:
         raise _failed(group, "group {!r} cannot be described", error) from error
-    ((code, _, _, _, _, rows, _),) = reply.groups
+    ((code, _, state, _, _, rows, _),) = reply.groups
     if code in wire.NOT_AUTHORIZED:
         raise wire.forbidden([code], group=group)
     if code:
         raise OutcomeUnknown(f"group {group!r} cannot be described: error {code}")
-    members = [
-        GroupMember(instance_id or member_id, member_id, client_id, host.lstrip("/"), _partitions(assignment, topic))
-        for member_id, instance_id, client_id, host, _, assignment in rows
-    ]
-    return sorted(members, key=lambda member: member.name)
+    return state, rows
 
 
 def _partitions(assignment: bytes, topic: str) -> tuple[int, ...]:

@@ -23,13 +23,13 @@ from pipeline.config import Config
 from pipeline.errors import CommitError, ConfigError, IdentityTaken, UserError
 from pipeline.transport.kafka import wire
 from pipeline.transport.kafka.client import Client
-from pipeline.transport.kafka.groups import members_of
+from pipeline.transport.kafka.groups import assigned_in
 
 log = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.5
-FIRST_LOOK_S, LAST_LOOK_S = 1.0, 30.0
-"""Between two looks at whether somebody has each partition: soon where something is missing, then less and less."""
+FIRST_LOOK_S, LOOK_S, LAST_LOOK_S = 1.0, 10.0, 60.0
+"""Between two looks at whether somebody has each partition; less and less often while somebody has not."""
 NEVER_IDLE_MS = 2**31 - 1
 """aiokafka leaves the group when nobody has fetched for a while; a worker that is busy or paused is none to leave."""
 
@@ -123,23 +123,17 @@ class Member(GroupCoordinator):
         begins only when it is the leader that asks; others have asked for nothing.
         """
         pause_s = FIRST_LOOK_S
-        missed: set[int] = set()
         while True:
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LAST_LOOK_S)
             if not self.joined or self._closing.done():
                 continue
             try:
-                members = await members_of(self._client, self.group_id, topic)
+                had = await assigned_in(self._client, self.group_id, topic)
             except CommitError as error:
                 log.info("group %s: %s", self.group_id, error)
                 continue
             known = self._client.cluster.partitions_for_topic(topic) or set()
-            missing = known - {p for m in members for p in m.partitions}
-            # While the group shares out nobody has anything: what is missing twice is missing.
-            if lost := missing & missed:
-                log.warning("group %s: nobody has partitions %s, asking for them", self.group_id, sorted(lost))
+            pause_s = min(2 * pause_s, LAST_LOOK_S) if had is not None and known - had else LOOK_S
+            if had is not None and known - had:
+                log.warning("group %s: nobody has partitions %s, asking for them", self.group_id, sorted(known - had))
                 self.request_rejoin()
-            elif not missing:
-                pause_s = LAST_LOOK_S
-            missed = missing
