@@ -644,7 +644,9 @@ class World:
         group = self.cluster.groups.group(GROUP)
         now = group.offsets[INPUT, p]
         offset = self.rng.randrange(self.cluster.logs[INPUT, p].end + 1)
-        metadata = self.rng.choice(["", "set by hand", now.metadata if offset != now.offset else ""])
+        mark = Mark.decode(now.metadata)
+        fits = mark is not None and mark.committed == offset  # then it would be set right
+        metadata = self.rng.choice(["", "set by hand", "" if fits else now.metadata])
         self.say(f"a tool sets partition {p} from {now.offset} to {offset}")
         self.count("offsets set by a tool")
         group.set_by_tool((INPUT, p), offset, metadata)
