@@ -49,7 +49,9 @@ class Inflow:
         loop = asyncio.get_running_loop()
         while not stopping.is_set():
             timeout_s = READ_ON_S if self._reading else FETCH_S
-            segments = await self._transport.fetch(timeout_s, unhurried=self._ahead is None and self._light())
+            # Of much to read nothing may wait: its polls are light while a hot stream's records are only set aside.
+            unhurried = self._ahead is None and not self._reading and self._light()
+            segments = await self._transport.fetch(timeout_s, unhurried=unhurried)
             now_s = loop.time()
             for segment in segments:
                 self._offer(segment, now_s)

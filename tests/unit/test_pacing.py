@@ -57,6 +57,16 @@ async def test_nobody_waits_for_ever(pacing):
         await asyncio.wait_for(pacing.turn(), 20 * LONGEST_S)
 
 
+async def test_one_that_was_opened_and_comes_to_nothing_holds_only_the_first_back(pacing):
+    """In a replay nothing is shown: the next transaction may be a long way off, and each fetch would wait."""
+    pacing.unhurried = True
+    pacing.begin()
+    await pacing.turn()
+    assert await goes(pacing)
+    pacing.begin()
+    assert not await goes(pacing)
+
+
 async def test_the_fetcher_takes_its_turn(pacing, monkeypatch):
     sent = []
 

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.columns import as_list
 from pipeline.config import Config
 from pipeline.errors import OutcomeUnknown, TakeoverError
+from pipeline.inflow import MUCH
 from pipeline.metrics import Metrics
 from pipeline.model_file import load_graph, read_contract
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
@@ -67,6 +68,34 @@ async def test_a_full_backlog_holds_its_partition_back_also_after_a_takeover(has
         await until(broker, task, done)
     assert transport.failed
     assert 0 < largest <= 65_536 + 1000 * 168, "at most one fetch more"
+
+
+class Asked(MemoryTransport):
+    """Notes, of every fetch, whether it may wait and how much there is to read."""
+
+    def __init__(self, broker, config):
+        super().__init__(broker, config)
+        self.asked: list[tuple[bool, int]] = []
+
+    async def fetch(self, timeout_s, *, unhurried=False):
+        self.asked.append((unhurried, self.lag([0])[0]))
+        return await super().fetch(timeout_s, unhurried=unhurried)
+
+
+async def test_no_fetch_waits_while_there_is_much_to_read(hash_model, monkeypatch):
+    """A hot stream's records are set aside, which is little work; its neighbours are behind them."""
+    monkeypatch.setattr("pipeline.transport.memory.FETCH_RECORDS", 1000)
+    broker = new_broker()
+    broker.produce("in", 0, b"first", value(0))
+    worker, transport = made_over(Asked, broker, hash_model)
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 1 and transport.asked[-1][0])
+        for i in range(10_000):
+            broker.produce("in", 0, b"hot", value(i))
+        await until(broker, task, lambda: counted(broker) == 10_001 and transport.asked[-1][0])
+    behind = [unhurried for unhurried, lag in transport.asked if MUCH < lag < 10_000]
+    assert len(behind) > 5
+    assert not any(behind)
 
 
 async def soon(condition) -> None:

@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Iterator
 
 LONGEST_S = 0.05
-"""Nobody waits longer for a transaction's end: one that the broker is slow with must not hold back what can be done."""
+"""After a transaction's begin nobody waits longer for its end: one that the broker is slow with, or that was opened and
+has nothing to hold, must not hold back what can be done."""
 
 
 class Pacing:
@@ -22,10 +23,13 @@ class Pacing:
         self.unhurried = False
         self._may_go = asyncio.Event()
         self._may_go.set()
+        self._until = 0.0
+        """Of the loop's clock."""
 
     def begin(self) -> None:
         """A transaction is being opened: what is asked for now comes too late for it."""
         self._may_go.clear()
+        self._until = asyncio.get_running_loop().time() + LONGEST_S
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -44,5 +48,5 @@ class Pacing:
         """Returns when a fetch may be sent."""
         if self.unhurried and not self._may_go.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LONGEST_S):
+                async with asyncio.timeout_at(self._until):
                     await self._may_go.wait()
