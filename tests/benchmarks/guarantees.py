@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ from tests.benchmarks.throughput import export_model, machine, say
 
 HEARTBEAT_MS = 1000
 HOT, HOT_STEPS = 99_999, 100_000
+NEIGHBOURS = 200.0
+"""Records a second of a hot stream's neighbours."""
+GOT_S = 1.6
+"""After so much of their time it has all its steps, and has still to do most of them."""
+NEIGHBOURHOODS = {
+    "alone": (False, 0.0, True),
+    "when a hot stream has its backlog": (True, GOT_S, True),
+    "from before that comes": (True, 0.0, True),
+    "from before that comes, as a plain consumer reads the input": (True, 0.0, False),
+}
+"""Whether there is a hot stream, from what second on it counts, and whether answers are read or the input itself."""
 """Number of the stream whose answers nobody waits for, and how many there are."""
 
 
@@ -184,40 +196,42 @@ class Bench:
         self.found["share of its event loop's CPU that goes into transactions"] = spread(share)
 
     def hot(self) -> None:
-        """Neighbours of a stream that gets 100,000 steps at once, in its partition, beside them alone."""
+        """Neighbours of a stream that gets 100,000 steps at once, in its partition, beside them alone: of those that
+        come when it has got them, and of all. Beside all of them what a plain consumer of the input has of the same:
+        how long the machine, the producers and the broker take by themselves."""
         p99 = defaultdict(list)
         for i in range(self.a.rounds):
-            for hot in in_turn((False, True), i):
+            for name, how in in_turn(tuple(NEIGHBOURHOODS.items()), i):
                 with self.place(1) as place:
-                    heating = threading.Thread(target=self._heat, args=(place, HOT_STEPS))
-                    p99[hot].append(self._neighbours(place, heating if hot else None)["p99 ms"])
-                    if hot:
-                        heating.join()
-                    say(f"p99 {p99[hot][-1]:.0f} ms {'beside it' if hot else 'alone'}")
-        self.found["neighbours' p99 ms beside a hot stream"] = spread(p99[True])
-        self.found["neighbours' p99, beside it / alone"] = spread([a / b for a, b in zip(p99[True], p99[False])])
+                    p99[name].append(self._neighbours(place, *how)["p99 ms"])
+                say(f"p99 {p99[name][-1]:.0f} ms, {name}")
+        alone = p99["alone"]
+        for name, found in p99.items():
+            self.found[f"neighbours' p99 ms, {name}"] = spread(found)
+            if found is not alone:
+                self.found[f"neighbours' p99 to that alone, {name}"] = spread([a / b for a, b in zip(found, alone)])
 
-    def _neighbours(self, place: Place, heating: threading.Thread | None) -> Any:
+    def _neighbours(self, place: Place, hot: bool, skip_s: float, answered: bool) -> Any:
         """The backlog comes while they are at work."""
-        rate = 200.0
-        load = Load(20, int(self.a.seconds * rate))
-        seen = Seen(place.address, place.target, place.partitions)
-        waiting = threading.Thread(target=self._when_at_work, args=(seen, heating))
-        waiting.start()
-        try:
-            return paced(Eddy, place, load, rate, 0, self.broker.pid)
-        finally:
-            waiting.join()
-            seen.close()
-
-    @staticmethod
-    def _when_at_work(seen: Seen, heating: threading.Thread | None) -> None:
-        seen.until(200, START_S)
-        if heating is not None:
+        load = Load(20, int(self.a.seconds * NEIGHBOURS))
+        heating = threading.Thread(target=self._heat, args=(place, HOT_STEPS))
+        judged = place if answered else replace(place, target=place.source)
+        if hot:
             heating.start()
+        try:
+            return paced(
+                lambda _, *more: Eddy(place, *more), judged, load, NEIGHBOURS, int(skip_s * NEIGHBOURS), self.broker.pid
+            )
+        finally:
+            if hot:
+                heating.join()
 
     @staticmethod
     def _heat(place: Place, steps: int) -> None:
+        """When the neighbours have had 200 answers, which is after a second."""
+        seen = Seen(place.address, place.target, place.partitions)
+        seen.until(200, START_S)
+        seen.close()
         feeder = producer(place.address, **{"linger.ms": 20, "batch.size": 1_000_000})
         values = Load(1, 1).values()
         for i in range(steps):
