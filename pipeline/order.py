@@ -60,11 +60,11 @@ class Turn:
 
 
 class Order:
-    """See the module. ``each``: steps of one stream in one poll, about; a stream that ``generates`` takes one record at
-    a time, and one that comes meanwhile cuts the generation short if it ``interrupts``."""
+    """See the module. ``each``: steps of one stream in the next poll, about; one that ``generates`` takes one record at
+    a time, and what comes meanwhile cuts the generation short if it ``interrupts``."""
 
     def __init__(self, slots: Slots, each: int, *, generates: bool, interrupts: bool) -> None:
-        self._slots, self._each = slots, each
+        self._slots, self.each = slots, each
         self._generates, self._interrupts = generates, interrupts
 
     def take(self, memory: Memory, steps: int, step_bytes: int, records_max: int) -> Turn | None:
@@ -118,7 +118,7 @@ class Order:
             return 1
         records = memory.backlog_records + memory.aside.records
         value_bytes = memory.backlog_bytes + memory.aside.nbytes - RECORD_OVERHEAD * records
-        return max(1, int(self._each / max(1.0, value_bytes / max(1, records) / step_bytes)))
+        return max(1, int(self.each / max(1.0, value_bytes / max(1, records) / step_bytes)))
 
     def _ready(self, memory: Memory, key: bytes) -> bool:
         """Whether the stream's next record may go now."""
@@ -140,6 +140,9 @@ class Order:
         every = stretch.offsets
         if memory.replaying and len(stretch) and stretch.offsets[0] < memory.replay_until:
             stretch = turn.stretch = _not_applied(memory, stretch)
+        if memory.reading_on:
+            # What comes in small fetches would go as it comes, and neighbours wait until the last one.
+            each = min(each, max(1, each // 8, len(stretch) // 2))
         looks = self._generates or memory.aside or memory.expiring
         if not looks and (len(stretch) <= each or max(Counter(stretch.keys).values()) <= each):
             return

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 
 from pipeline.config import Config
+from pipeline.engine import Costs
 from pipeline.intake import Intake
 from pipeline.order import Order
 from pipeline.partition import Memory, fair_bound
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 GENERATING_STEPS = 2048
 """Largest poll while streams generate: their next step waits for it."""
 STREAM_STEPS = 256
-"""Of one stream in one poll, about: its neighbours wait for them (S3). A poll of so many takes an LSTM 2x128 3.5 ms,
-and one of four times as many 11 ms."""
+"""Of one stream in one poll, about, and fewer where they take long: its neighbours wait for them (S3). So many take an
+LSTM 2x128 3.5 ms, and four times as many 11 ms."""
 RECORDS_MIN = 64
 """A poll may always have so many records, however large their rows are."""
 
@@ -37,10 +38,12 @@ class Pump:
         order: Order,
         policy: SnapshotPolicy,
         slots: Slots,
+        costs: Costs,
         step_bytes: int,
         row_bytes: int,
         kept_bytes: int,
     ) -> None:
+        self._costs, self._stream_steps = costs, order.each
         self._config, self._intake, self._order, self._policy = config, intake, order, policy
         self._slots, self._step_bytes = slots, step_bytes
         # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
@@ -74,6 +77,7 @@ class Pump:
     def next(self, memories: Sequence[Memory], now_s: float, now_ms: int) -> Poll | None:
         """The next poll of these partitions, admitted and bound; None when nothing can go now."""
         self._unblock(memories)
+        self._order.each = self._costs.stream_steps(self._stream_steps)
         bound = self.bound(memories)
         going = [m for m in memories if m.uncommitted_bytes < bound]
         waiting = [m for m in going if self._order.waits(m)]

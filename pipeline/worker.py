@@ -142,7 +142,17 @@ class Worker:
         self._policy = SnapshotPolicy(
             0 if self._intake.binds else config.snapshot_interval_ms / 1e3, config.snapshot_bytes_per_second, row_bytes
         )
-        self._pump = Pump(config, self._intake, order, self._policy, slots, codec.step_bytes, row_bytes, kept_bytes)
+        self._pump = Pump(
+            config,
+            self._intake,
+            order,
+            self._policy,
+            slots,
+            self._engine.costs,
+            codec.step_bytes,
+            row_bytes,
+            kept_bytes,
+        )
         self._work = asyncio.Event()
         self._quiet = asyncio.Event()
         self._stopping = asyncio.Event()

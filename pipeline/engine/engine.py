@@ -22,10 +22,13 @@ from pipeline.columns import I64, U8, AnyArray, Rectangle
 from pipeline.contract import Contract
 from pipeline.engine import graph
 from pipeline.engine.arena import Arena
+from pipeline.engine.costs import Alone, Costs
 from pipeline.engine.providers import device_of, open_session
 
 INLINE_S = 0.001
 """A poll that should take less, with nothing in flight, runs on the event loop: a hand-over costs as much."""
+FEW_STREAMS = 4
+"""A call of so few takes as long as their steps, one behind the other; one of many takes as long as all of them."""
 
 
 @dataclass(slots=True)
@@ -36,6 +39,8 @@ class Call:
     positions: I64
     outputs: list[AnyArray]
     keeps: tuple[AnyArray, ...]
+    alone: int
+    """Steps one behind the other, if it is of a few streams, else 0."""
 
 
 @dataclass(slots=True)
@@ -46,6 +51,7 @@ class Job:
     snapshot: I64
     """Which of the run's slots to snapshot are this thread's: indices."""
     seconds: float = 0.0
+    alone: Alone = field(default_factory=Alone)
 
 
 @dataclass(slots=True)
@@ -106,8 +112,7 @@ class Engine:
         """Runs handed over and not yet done."""
         self.light = False
         """The last run was expected to be over at once."""
-        self._run_s = [1e-5 * 2**size for size in range(64)]
-        """Expected seconds of a run by its size, the number of bits of its steps: a call costs before its first one."""
+        self.costs = Costs()
 
     @property
     def threads(self) -> int:
@@ -189,14 +194,15 @@ class Engine:
             y = np.empty((*at.shape, *spec.shape), spec.dtype)
             binding.bind_output(spec.name, "cpu", 0, y.dtype, y.shape, y.ctypes.data)
             outputs.append(y)
-        return Call(binding, at, outputs, tuple(keeps))
+        alone = len(positions) if len(slots) <= FEW_STREAMS else 0
+        return Call(binding, at, outputs, tuple(keeps), alone)
 
     def submit(self, run: Run, done: Callable[[Run], None]) -> None:
         """Runs it on the threads, or at once where that is cheaper or no thread was started; ``done`` is called on the
         event loop."""
         run.left = len(run.jobs)
         run.queued = time.perf_counter()
-        self.light = self._run_s[run.steps.bit_length()] < INLINE_S
+        self.light = self.costs.run_s(run.steps) < INLINE_S
         if not self._threads or (self.in_flight == 0 and self.light):
             self.in_flight += 1
             for job in run.jobs:
@@ -214,10 +220,10 @@ class Engine:
         self.in_flight -= 1
         run.seconds = max((job.seconds for job in run.jobs), default=0.0)
         if run.steps and run.error is None:
-            spent, size = sum(job.seconds for job in run.jobs), run.steps.bit_length()
-            # Sooner believed when it is less: on a thread a run also waits for the interpreter's lock.
-            weight = 0.05 if spent > self._run_s[size] else 0.5
-            self._run_s[size] += weight * (spent - self._run_s[size])
+            self.costs.ran(run.steps, sum(job.seconds for job in run.jobs))
+            for job in run.jobs:
+                if job.alone.calls:
+                    self.costs.ran_alone(job.alone)
         done(run)
 
     def _work(self, tasks: queue.SimpleQueue[tuple[Run, Job, Callable[[Run], None]] | None]) -> None:
@@ -233,7 +239,10 @@ class Engine:
             for i, call in enumerate(job.calls):
                 if run.error is not None:
                     return
+                called = time.perf_counter()
                 self._session.run_with_iobinding(call.binding, self._options)
+                if call.alone:
+                    job.alone.add(call.alone, time.perf_counter() - called)
                 self._collect(run, call)
                 job.calls[i] = None  # type: ignore[call-overload]  # its buffers are free as soon as they are read
             if len(run.jobs) == 1:

@@ -13,8 +13,18 @@ from unittest import mock
 
 import pipeline.engine.engine
 import pipeline.worker
-from pipeline.engine import Engine, Run
+from pipeline.engine import Costs, Engine, Run
 from tests.simulation.model import Session
+
+
+class Unlearnt(Costs):
+    """Real time tells nothing of runs on virtual time."""
+
+    def ran(self, steps: int, took_s: float) -> None:
+        return
+
+    def ran_alone(self, of: Any) -> None:
+        return
 
 
 class SimEngine(Engine):
@@ -31,6 +41,7 @@ class SimEngine(Engine):
             mock.patch.object(pipeline.engine.engine.graph, "wrap", return_value=model),
         ):
             super().__init__(model, contract, reads, **settings)
+        self.costs = Unlearnt()
         session.rows = self.arena._tensors["int64"]._rows
         session.noise = self.arena._tensors["float32"]._rows
         self._free_s = [0.0] * self.threads

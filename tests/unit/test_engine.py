@@ -67,6 +67,22 @@ async def test_a_hash_that_never_forgets_is_exact_over_many_polls(tmp_path, thre
         assert last[slot] == want[-1], "the row copied after the last call is the state"
 
 
+@pytest.mark.parametrize("time_axis", [True, False])
+async def test_what_a_stream_takes_by_itself_is_told(tmp_path, monkeypatch, time_axis):
+    engine, _ = opened(rolling_hash(tmp_path, time_axis=time_axis), ("y",))
+    told = []
+    monkeypatch.setattr(engine.costs, "ran_alone", told.append)
+    slots = np.array([FIRST] * 20 + [FIRST + i for i in range(1, 11)])
+    limits = Limits(16, 100, 8 if time_axis else 1)
+    run = await run_poll(engine, slots, (np.arange(30),), np.ones(64 + FIRST, np.bool_), limits=limits)
+    (alone,) = told
+    # The first one's steps but the one that ran with those of all others: 8, 8 and 4, or each in a call of its own.
+    assert (alone.calls, alone.steps) == ((3, 20) if time_axis else (19, 19))
+    assert 0 < alone.took_s <= run.seconds
+    await run_poll(engine, np.arange(FIRST, FIRST + 10), (np.arange(10),), np.zeros(64 + FIRST, np.bool_))
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("device", [False, True])
 async def test_rows_move_between_slots_and_engines_byte_for_byte(tmp_path, device):
     """What a snapshot holds, written elsewhere, goes on as if nothing had happened; on a device by its own graphs."""

@@ -199,7 +199,7 @@ async def test_streams_move_between_workers_while_they_generate(talking_hash):
         prompt(broker, key, text, ("eddy-seed", b"11"))
     streams = len({key for key, _ in PROMPTS})
     first, _ = made(broker, talking_hash, worker_id="a", slots=streams, engine_threads=2)
-    first._engine._run_s = [1e9] * 64  # so that every run is on its thread when the partitions leave
+    first._engine.costs.run_s = lambda steps: 1e9  # so that every run is on its thread when the partitions leave
     async with running(first) as task:
         for turn in range(6):
             second, _ = made(broker, talking_hash, worker_id=f"b{turn}", slots=streams)

@@ -12,6 +12,7 @@ from pipeline.errors import OutcomeUnknown, TakeoverError
 from pipeline.inflow import MUCH
 from pipeline.metrics import Metrics
 from pipeline.model_file import load_graph, read_contract
+from pipeline.pump import STREAM_STEPS
 from pipeline.transport.memory import MemoryBroker, MemoryTransport
 from pipeline.worker import Worker
 from tests.models import rolling_hash_reference
@@ -96,6 +97,20 @@ async def test_no_fetch_waits_while_there_is_much_to_read(hash_model, monkeypatc
     behind = [unhurried for unhurried, lag in transport.asked if MUCH < lag < 10_000]
     assert len(behind) > 5
     assert not any(behind)
+
+
+async def test_of_a_slow_model_a_stream_has_less_in_one_poll(hash_model, monkeypatch):
+    broker = new_broker()
+    for i in range(1000):
+        broker.produce("in", 0, b"hot", value(i))
+    worker, _ = made_over(MemoryTransport, broker, hash_model)
+    engine, steps = worker._engine, []
+    monkeypatch.setattr(engine.costs, "stream_steps", lambda most: most // 8)
+    submit = engine.submit
+    monkeypatch.setattr(engine, "submit", lambda run, done: (steps.append(run.steps), submit(run, done)))
+    async with running(worker) as task:
+        await until(broker, task, lambda: counted(broker) == 1000)
+    assert max(steps) == STREAM_STEPS // 8
 
 
 async def soon(condition) -> None:
