@@ -60,11 +60,12 @@ class Turn:
 
 
 class Order:
-    """See the module. ``each``: steps of one stream in the next poll, about; one that ``generates`` takes one record at
-    a time, and what comes meanwhile cuts the generation short if it ``interrupts``."""
+    """See the module. ``each``: steps of one stream in the next poll, about, ``most`` as it is made; a stream that
+    ``generates`` takes one record at a time, and what comes meanwhile cuts that short if it ``interrupts``."""
 
     def __init__(self, slots: Slots, each: int, *, generates: bool, interrupts: bool) -> None:
-        self._slots, self.each = slots, each
+        self._slots, self.most = slots, each
+        self.each = each
         self._generates, self._interrupts = generates, interrupts
 
     def take(self, memory: Memory, steps: int, step_bytes: int, records_max: int) -> Turn | None:
@@ -141,7 +142,8 @@ class Order:
         if memory.replaying and len(stretch) and stretch.offsets[0] < memory.replay_until:
             stretch = turn.stretch = _not_applied(memory, stretch)
         if memory.reading_on:
-            # What comes in small fetches would go as it comes, and neighbours wait until the last one.
+            # No stream has more than half of a fetch now, or an eighth of what a poll may have where that is more: of
+            # large records a fetch holds few, all would go as they come, and neighbours wait until the last one.
             each = min(each, max(1, each // 8, len(stretch) // 2))
         looks = self._generates or memory.aside or memory.expiring
         if not looks and (len(stretch) <= each or max(Counter(stretch.keys).values()) <= each):

@@ -43,7 +43,7 @@ class Pump:
         row_bytes: int,
         kept_bytes: int,
     ) -> None:
-        self._costs, self._stream_steps = costs, order.each
+        self._costs = costs
         self._config, self._intake, self._order, self._policy = config, intake, order, policy
         self._slots, self._step_bytes = slots, step_bytes
         # A poll holds a snapshot of each stream it advances, so where not all rows fit its records are bounded, too.
@@ -77,7 +77,7 @@ class Pump:
     def next(self, memories: Sequence[Memory], now_s: float, now_ms: int) -> Poll | None:
         """The next poll of these partitions, admitted and bound; None when nothing can go now."""
         self._unblock(memories)
-        self._order.each = self._costs.stream_steps(self._stream_steps)
+        self._order.each = self._costs.stream_steps(self._order.most)
         bound = self.bound(memories)
         going = [m for m in memories if m.uncommitted_bytes < bound]
         waiting = [m for m in going if self._order.waits(m)]

@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 STREAM_S = 0.004
-"""One stream's steps in a poll take about so long: its neighbours wait for them (S3)."""
-STREAM_STEPS_MIN = 16
-"""However slow the model is: a call has a price of its own."""
-LONG_S = 0.05
-"""Calls that took so long were not late by chance."""
+"""One stream's steps in a poll take about so long, from half of it to twice: its neighbours wait for them (S3)."""
 
 
 @dataclass(slots=True)
-class Alone:
-    """Calls of a few streams: their steps one behind the other, and how long they took, seconds."""
+class Few:
+    """A thread's calls of a few streams in one run."""
 
     calls: int = 0
-    steps: int = 0
     took_s: float = 0.0
+    """All of them together."""
+    least_s: float = math.inf
+    """The quickest of them."""
+    longest: tuple[int, float] = (0, 0.0)
+    """The one with the largest T: that, and what it took."""
 
     def add(self, steps: int, took_s: float) -> None:
+        """A call with T = ``steps``."""
         self.calls += 1
-        self.steps += steps
         self.took_s += took_s
+        self.least_s = min(self.least_s, took_s)
+        if steps > self.longest[0]:
+            self.longest = steps, took_s
+
+    @property
+    def part(self) -> tuple[int, float]:
+        """One stream's steps and what they took: a call, or without a time axis as many calls as steps."""
+        return self.longest if self.longest[0] > 1 else (self.calls, self.took_s)
 
 
 class Costs:
-    """See the module. What took less than expected is believed at half, since what goes on beside it only ever adds;
-    what took more the less, the shorter it was."""
+    """See the module."""
 
     def __init__(self) -> None:
         self._run_s = [1e-5 * 2.0**size for size in range(64)]
         """Expected seconds of a run by its size, the number of bits of its steps: a call costs before its first one."""
-        self._first_s: float | None = None
-        """Of a call of few streams with one step, seconds."""
-        self._next_s: float | None = None
-        """Of each step more in it, which waits for the one before, seconds."""
+        self._stream_steps = math.inf
+        self._call_s = math.inf
+        """Of the quickest call; one of more steps never takes less."""
 
     def ran(self, steps: int, took_s: float) -> None:
         """A run of ``steps`` took so long, all its threads together."""
         size = steps.bit_length()
-        self._run_s[size] = _closer(self._run_s[size], took_s, 0.05)
+        # Sooner believed when it is less: on a thread a run also waits for the interpreter's lock.
+        weight = 0.05 if took_s > self._run_s[size] else 0.5
+        self._run_s[size] += weight * (took_s - self._run_s[size])
 
-    def ran_alone(self, of: Alone) -> None:
-        """Some of it were these calls."""
-        weight = of.took_s / LONG_S
-        if of.steps == of.calls:
-            self._first_s = _closer(self._first_s or 0.0, of.took_s / of.calls, weight)
-        else:
-            more_s = max(0.0, of.took_s - of.calls * (self._first_s or 0.0))
-            self._next_s = _closer(self._next_s or 0.0, more_s / (of.steps - of.calls), weight)
+    def ran_few(self, few: Few) -> None:
+        """The same run's calls of a few streams, of one thread.
+
+        A stream's part shrinks where it took too long, and grows again where it had all it may have and took little. A
+        device with a high price for each call would only get more of them: such a part may take as long as two calls.
+        """
+        self._call_s = min(few.least_s, self._call_s * 1.001)  # what it was long ago is forgotten
+        aim_s = max(STREAM_S, self._call_s)
+        steps, took_s = few.part
+        if took_s > 2 * aim_s:
+            # To a quarter at most: one may have been late.
+            fitting = max(1.0, steps / 4, steps * aim_s / took_s)
+            self._stream_steps = min(self._stream_steps, fitting)
+        elif took_s < aim_s / 2 and steps >= self._stream_steps / 2:
+            self._stream_steps *= 2
 
     def run_s(self, steps: int) -> float:
         """What a run of so many steps takes, seconds."""
@@ -58,10 +74,4 @@ class Costs:
 
     def stream_steps(self, most: int) -> int:
         """Of one stream in a poll, at most ``most``."""
-        # As long as nobody has had several steps at once, one more is taken to cost as much as the first.
-        step_s = self._next_s if self._next_s is not None else self._first_s
-        return min(most, max(STREAM_STEPS_MIN, int(STREAM_S / step_s))) if step_s else most
-
-
-def _closer(expected: float, found: float, weight: float) -> float:
-    return expected + (0.5 if found < expected else min(weight, 0.5)) * (found - expected)
+        return int(min(most, self._stream_steps))

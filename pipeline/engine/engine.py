@@ -22,7 +22,7 @@ from pipeline.columns import I64, U8, AnyArray, Rectangle
 from pipeline.contract import Contract
 from pipeline.engine import graph
 from pipeline.engine.arena import Arena
-from pipeline.engine.costs import Alone, Costs
+from pipeline.engine.costs import Costs, Few
 from pipeline.engine.providers import device_of, open_session
 
 INLINE_S = 0.001
@@ -39,8 +39,8 @@ class Call:
     positions: I64
     outputs: list[AnyArray]
     keeps: tuple[AnyArray, ...]
-    alone: int
-    """Steps one behind the other, if it is of a few streams, else 0."""
+    few_steps: int
+    """T, where it is of a few streams, else 0."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Job:
     snapshot: I64
     """Which of the run's slots to snapshot are this thread's: indices."""
     seconds: float = 0.0
-    alone: Alone = field(default_factory=Alone)
+    few: Few = field(default_factory=Few)
 
 
 @dataclass(slots=True)
@@ -194,8 +194,8 @@ class Engine:
             y = np.empty((*at.shape, *spec.shape), spec.dtype)
             binding.bind_output(spec.name, "cpu", 0, y.dtype, y.shape, y.ctypes.data)
             outputs.append(y)
-        alone = len(positions) if len(slots) <= FEW_STREAMS else 0
-        return Call(binding, at, outputs, tuple(keeps), alone)
+        few_steps = len(positions) if len(slots) <= FEW_STREAMS else 0
+        return Call(binding, at, outputs, tuple(keeps), few_steps)
 
     def submit(self, run: Run, done: Callable[[Run], None]) -> None:
         """Runs it on the threads, or at once where that is cheaper or no thread was started; ``done`` is called on the
@@ -222,8 +222,8 @@ class Engine:
         if run.steps and run.error is None:
             self.costs.ran(run.steps, sum(job.seconds for job in run.jobs))
             for job in run.jobs:
-                if job.alone.calls:
-                    self.costs.ran_alone(job.alone)
+                if job.few.calls:
+                    self.costs.ran_few(job.few)
         done(run)
 
     def _work(self, tasks: queue.SimpleQueue[tuple[Run, Job, Callable[[Run], None]] | None]) -> None:
@@ -241,8 +241,8 @@ class Engine:
                     return
                 called = time.perf_counter()
                 self._session.run_with_iobinding(call.binding, self._options)
-                if call.alone:
-                    job.alone.add(call.alone, time.perf_counter() - called)
+                if call.few_steps:
+                    job.few.add(call.few_steps, time.perf_counter() - called)
                 self._collect(run, call)
                 job.calls[i] = None  # type: ignore[call-overload]  # its buffers are free as soon as they are read
             if len(run.jobs) == 1:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,18 +43,18 @@ from tests.benchmarks.throughput import export_model, machine, say
 
 HEARTBEAT_MS = 1000
 HOT, HOT_STEPS = 99_999, 100_000
+"""Number of the stream whose answers nobody waits for, and how many there are."""
 NEIGHBOURS = 200.0
 """Records a second of a hot stream's neighbours."""
 GOT_S = 1.6
 """After so much of their time it has all its steps, and has still to do most of them."""
 NEIGHBOURHOODS = {
-    "alone": (False, 0.0, True),
+    "alone": (False, GOT_S, True),
     "when a hot stream has its backlog": (True, GOT_S, True),
     "from before that comes": (True, 0.0, True),
     "from before that comes, as a plain consumer reads the input": (True, 0.0, False),
 }
 """Whether there is a hot stream, from what second on it counts, and whether answers are read or the input itself."""
-"""Number of the stream whose answers nobody waits for, and how many there are."""
 
 
 class AtLeastOnce(Eddy):
@@ -214,31 +215,32 @@ class Bench:
     def _neighbours(self, place: Place, hot: bool, skip_s: float, answered: bool) -> Any:
         """The backlog comes while they are at work."""
         load = Load(20, int(self.a.seconds * NEIGHBOURS))
-        heating = threading.Thread(target=self._heat, args=(place, HOT_STEPS))
-        judged = place if answered else replace(place, target=place.source)
-        if hot:
-            heating.start()
-        try:
-            return paced(
-                lambda _, *more: Eddy(place, *more), judged, load, NEIGHBOURS, int(skip_s * NEIGHBOURS), self.broker.pid
-            )
-        finally:
-            if hot:
-                heating.join()
+        judged, skip = place if answered else replace(place, target=place.source), int(skip_s * NEIGHBOURS)
+        with ThreadPoolExecutor() as beside:
+            heating = beside.submit(self._heat, place, HOT_STEPS) if hot else None
+            told = paced(lambda _, *more: Eddy(place, *more), judged, load, NEIGHBOURS, skip, self.broker.pid)
+            if heating is not None and heating.result() > GOT_S - 1 and skip:
+                say(f"it had its backlog only after {heating.result():.1f} s: it comes into what counts")
+        return told
 
     @staticmethod
-    def _heat(place: Place, steps: int) -> None:
-        """When the neighbours have had 200 answers, which is after a second."""
+    def _heat(place: Place, steps: int) -> float:
+        """When the neighbours have had 200 answers, which is after a second; seconds until it is done."""
         seen = Seen(place.address, place.target, place.partitions)
-        seen.until(200, START_S)
-        seen.close()
+        try:
+            seen.until(200, START_S)
+        finally:
+            seen.close()
+        began = time.monotonic()
         feeder = producer(place.address, **{"linger.ms": 20, "batch.size": 1_000_000})
         values = Load(1, 1).values()
         for i in range(steps):
             feeder.produce(place.source, values[i % len(values)], Load.key(HOT))
             if i % 1000 == 0:
                 feeder.poll(0)
-        feeder.flush(60)
+        if feeder.flush(60):
+            raise RuntimeError("the hot stream's records could not be written in 60 s")
+        return time.monotonic() - began
 
     def changelog(self) -> None:
         """Of 2,000 records/s, with the default interval and with a snapshot a commit."""
@@ -347,9 +349,9 @@ WHAT: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def in_turn(two: tuple[Any, Any], i: int) -> tuple[Any, ...]:
+def in_turn(some: tuple[Any, ...], i: int) -> tuple[Any, ...]:
     """Who comes first changes with the round."""
-    return two if i % 2 == 0 else two[::-1]
+    return some if i % 2 == 0 else some[::-1]
 
 
 def spread(values: list[float]) -> dict[str, float]:

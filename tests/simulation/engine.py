@@ -23,7 +23,7 @@ class Unlearnt(Costs):
     def ran(self, steps: int, took_s: float) -> None:
         return
 
-    def ran_alone(self, of: Any) -> None:
+    def ran_few(self, few: Any) -> None:
         return
 
 

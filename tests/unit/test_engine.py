@@ -71,14 +71,15 @@ async def test_a_hash_that_never_forgets_is_exact_over_many_polls(tmp_path, thre
 async def test_what_a_stream_takes_by_itself_is_told(tmp_path, monkeypatch, time_axis):
     engine, _ = opened(rolling_hash(tmp_path, time_axis=time_axis), ("y",))
     told = []
-    monkeypatch.setattr(engine.costs, "ran_alone", told.append)
+    monkeypatch.setattr(engine.costs, "ran_few", told.append)
     slots = np.array([FIRST] * 20 + [FIRST + i for i in range(1, 11)])
     limits = Limits(16, 100, 8 if time_axis else 1)
     run = await run_poll(engine, slots, (np.arange(30),), np.ones(64 + FIRST, np.bool_), limits=limits)
-    (alone,) = told
-    # The first one's steps but the one that ran with those of all others: 8, 8 and 4, or each in a call of its own.
-    assert (alone.calls, alone.steps) == ((3, 20) if time_axis else (19, 19))
-    assert 0 < alone.took_s <= run.seconds
+    (few,) = told
+    # Of the first one: 8, 8 and 4 steps, or each by itself but the first, which runs with those of all others.
+    assert few.calls == (3 if time_axis else 19)
+    assert few.part == ((8, few.longest[1]) if time_axis else (19, few.took_s))
+    assert 0 < few.least_s <= few.longest[1] <= few.took_s <= run.seconds
     await run_poll(engine, np.arange(FIRST, FIRST + 10), (np.arange(10),), np.zeros(64 + FIRST, np.bool_))
     assert len(told) == 1
 

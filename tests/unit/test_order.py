@@ -207,6 +207,19 @@ def test_hot_streams_between_each_other_never_need_more_than_d_has_room_for():
     assert not p.left
 
 
+@pytest.mark.parametrize(("n", "goes"), [(100, 50), (1000, 256), (40, 32), (1, 1)])
+def test_of_a_fetch_that_is_read_on_a_stream_has_no_more_than_half_at_once(n, goes):
+    p = Partition(256)
+    p.memory.reading_on = True
+    p.offer([b"0"] * n, dense=True)
+    turn = p.order.take(p.memory, 32_768, STEP_BYTES, 32_768)
+    assert len(turn.chosen()) == goes
+    p.memory.reading_on = False
+    p = Partition(256)
+    p.offer([b"0"] * n, dense=True)
+    assert len(p.order.take(p.memory, 32_768, STEP_BYTES, 32_768).chosen()) == min(n, 256)
+
+
 def test_a_hot_streams_neighbours_pass_it():
     p = Partition(1024)
     p.offer([b"0"] * 20_000, dense=True)

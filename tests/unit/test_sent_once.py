@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -80,6 +81,22 @@ async def test_a_transaction_that_is_open_is_added_only_what_it_lacks(monkeypatc
     monkeypatch.setattr(time, "monotonic", lambda: now() + 31)
     await writer.open("g", [("out", 0)])
     assert (asked(), client.sent[InitProducerIdRequest]) == ((4, 4), 2)
+
+
+async def test_a_transaction_that_is_open_holds_no_fetch_back_anew():
+    """In a replay nothing is shown, and each run that is back opens what is open already."""
+    pacing = Pacing()
+    pacing.unhurried = True
+    writer = Writer(Silent(int), "lane", "in", ("out", "in.dlq", "changelog"), pacing, 60_000, "none")
+    await writer.settle()
+    for _ in range(3):
+        await writer.open("g", [("out", 0)])
+        turn = asyncio.ensure_future(pacing.turn())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        waited = not turn.done()
+        await turn
+    assert not waited
 
 
 async def test_the_writer_is_settled_by_asking_until_there_is_an_answer():

@@ -109,7 +109,8 @@ class Writer:
         async with self._unsettled_if_it_fails():
             if self._added is not None and time.monotonic() - self._opened_s > self._timeout_ms / 2000:
                 await self._begin_anew()  # before the broker does it for us
-            self._pacing.begin()
+            if self._added is None:
+                self._pacing.begin()
             try:
                 await self._add(group, places)
             except BaseException:
