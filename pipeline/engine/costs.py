@@ -15,19 +15,19 @@ class Few:
 
     calls: int = 0
     took_s: float = 0.0
-    """All of them together."""
+    """What all of them took for each of their streams."""
     least_s: float = math.inf
-    """The quickest of them."""
+    """What the quickest took."""
     longest: tuple[int, float] = (0, 0.0)
-    """The one with the largest T: that, and what it took."""
+    """Of the one with the largest T: that, and what it took for each of its streams."""
 
-    def add(self, steps: int, took_s: float) -> None:
-        """A call with T = ``steps``."""
+    def add(self, steps: int, streams: int, took_s: float) -> None:
+        """A call with T = ``steps`` and B = ``streams``."""
         self.calls += 1
-        self.took_s += took_s
+        self.took_s += took_s / streams
         self.least_s = min(self.least_s, took_s)
         if steps > self.longest[0]:
-            self.longest = steps, took_s
+            self.longest = steps, took_s / streams
 
     @property
     def part(self) -> tuple[int, float]:

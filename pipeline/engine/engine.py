@@ -28,7 +28,7 @@ from pipeline.engine.providers import device_of, open_session
 INLINE_S = 0.001
 """A poll that should take less, with nothing in flight, runs on the event loop: a hand-over costs as much."""
 FEW_STREAMS = 4
-"""A call of so few takes as long as their steps, one behind the other; one of many takes as long as all of them."""
+"""Calls of so few tell what one stream's part of a poll takes; in those of more it is a part of many."""
 
 
 @dataclass(slots=True)
@@ -39,8 +39,7 @@ class Call:
     positions: I64
     outputs: list[AnyArray]
     keeps: tuple[AnyArray, ...]
-    few_steps: int
-    """T, where it is of a few streams, else 0."""
+    streams: int
 
 
 @dataclass(slots=True)
@@ -194,8 +193,7 @@ class Engine:
             y = np.empty((*at.shape, *spec.shape), spec.dtype)
             binding.bind_output(spec.name, "cpu", 0, y.dtype, y.shape, y.ctypes.data)
             outputs.append(y)
-        few_steps = len(positions) if len(slots) <= FEW_STREAMS else 0
-        return Call(binding, at, outputs, tuple(keeps), few_steps)
+        return Call(binding, at, outputs, tuple(keeps), len(slots))
 
     def submit(self, run: Run, done: Callable[[Run], None]) -> None:
         """Runs it on the threads, or at once where that is cheaper or no thread was started; ``done`` is called on the
@@ -241,8 +239,8 @@ class Engine:
                     return
                 called = time.perf_counter()
                 self._session.run_with_iobinding(call.binding, self._options)
-                if call.few_steps:
-                    job.few.add(call.few_steps, time.perf_counter() - called)
+                if call.streams <= FEW_STREAMS:
+                    job.few.add(call.positions.size // call.streams, call.streams, time.perf_counter() - called)
                 self._collect(run, call)
                 job.calls[i] = None  # type: ignore[call-overload]  # its buffers are free as soon as they are read
             if len(run.jobs) == 1:

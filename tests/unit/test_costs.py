@@ -13,7 +13,7 @@ def few(*calls: tuple[int, float]) -> Few:
     """Calls of so many steps, which took so long."""
     run = Few()
     for steps, took_s in calls:
-        run.add(steps, took_s)
+        run.add(steps, 1, took_s)
     return run
 
 
@@ -55,6 +55,17 @@ def test_a_high_price_of_a_call_is_not_its_steps_fault() -> None:
     costs = Costs()
     for _ in range(100):
         assert ran(costs, 1e-2, 2e-5, 1) == MOST
+
+
+def test_streams_that_run_together_take_a_part_each() -> None:
+    costs = Costs()
+    run = few((1, 1e-4))
+    run.add(MOST, 4, 6 * STREAM_S)
+    costs.ran_few(run)
+    assert costs.stream_steps(MOST) == MOST
+    run.add(2 * MOST, 2, 6 * STREAM_S)
+    costs.ran_few(run)
+    assert costs.stream_steps(MOST) == 2 * MOST // 3
 
 
 def test_what_was_late_once_is_soon_forgotten() -> None:
