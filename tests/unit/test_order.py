@@ -214,7 +214,6 @@ def test_of_a_fetch_that_is_read_on_a_stream_has_no_more_than_half_at_once(n, go
     p.offer([b"0"] * n, dense=True)
     turn = p.order.take(p.memory, 32_768, STEP_BYTES, 32_768)
     assert len(turn.chosen()) == goes
-    p.memory.reading_on = False
     p = Partition(256)
     p.offer([b"0"] * n, dense=True)
     assert len(p.order.take(p.memory, 32_768, STEP_BYTES, 32_768).chosen()) == min(n, 256)
